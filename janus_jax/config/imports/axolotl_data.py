@@ -244,11 +244,7 @@ def _columns(ledger: Ledger, prefix: str) -> None:
     """Columns that `janus data build` does not know by their name are to be renamed."""
     for name, column in _FIELDS.items():
         for key in (f"{prefix}.{name}", f"{prefix}.type.{name}"):
-            value = ledger.get(key)
-            if value is not None and value not in keys.COLUMNS[column]:
-                ledger.by_hand.append(f"data: rename column {value} to {column}")
-                ledger.judge(key, "approximated", f"column {column}", "rename it")
-            ledger.judge(key, "kept", f"column {column}")
+            training_keys.column(ledger, key, column)
     for key in (f"{prefix}.type.field_input", f"{prefix}.field_input"):
         ledger.judge(key, "kept" if ledger.get(key) == "input" else "approximated", "column input")
     for name in ("field", "message_field_role", "message_field_content", "message_property_mappings", "roles"):

@@ -156,10 +156,3 @@ HARMLESS = re.compile(r"\.(liger|cut_cross_entropy|kernels|swanlab|lm_eval|exper
 """In names of plugins: those that leave the results as they are."""
 CHAT_TEMPLATES: dict[str, str | None] = {"chatml": "chatml", "mistral_v1": None}
 """Name of a chat template -> ours."""
-
-COLUMNS = {
-    "prompt": ("prompt", "instruction", "user_prompt"), "system": ("system", "system_prompt"),
-    "output": ("output", "reference_answer"), "chosen": ("chosen", "chosen_response"),
-    "rejected": ("rejected", "rejected_response"), "messages": ("messages", "conversations"),
-}  # fmt: skip
-"""Our columns and the other names that `janus data build` takes."""

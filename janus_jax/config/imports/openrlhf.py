@@ -297,12 +297,13 @@ def _columns(ledger: Ledger, objective: str) -> None:
               "input_key": "prompt", "output_key": "output"}  # fmt: skip
     for name, column in wanted.items():
         key = _at(ledger, name)
-        value = ledger.get(key)
-        known = ("prompt", "instruction", "user_prompt", "input") if column == "prompt" else (column,)
-        if value is not None and value not in known:
-            ledger.by_hand.append(f"data: rename column {value} to {column}")
-            ledger.judge(key, "approximated", f"column {column}", "rename it")
-        ledger.judge(key, "kept", f"column {column}")
+        if column in ("prompt", "input") and ledger.given(key) and not ledger.on(_at(ledger, "apply_chat_template")):
+            systems = " and ".join(training_keys.COLUMNS["system"])
+            ledger.by_hand.append(
+                f"system messages: the tool reads {shown(ledger.get(key))} alone; janus data build reads {systems} "
+                "too: leave these columns out"
+            )
+        training_keys.column(ledger, key, column)
 
 
 def _template(ledger: Ledger, objective: str, version: str) -> str:

@@ -7,8 +7,9 @@ import pytest
 
 from janus_jax.config.imports.recipe import Recipe
 from janus_jax.config.imports.source import flat
-from janus_jax.config.imports.training_keys import PROMPTS
+from janus_jax.config.imports.training_keys import COLUMNS, OTHER_COLUMNS, PROMPTS
 from janus_jax.config.run import load_config
+from janus_jax.data import schema
 from janus_jax.errors import ConfigError
 from janus_jax.text.template import TEMPLATES
 from tests.support.recipes import BASE, PUBLISHED, imported, sft, verdicts
@@ -221,11 +222,29 @@ def test_several_data_sets_and_held_out_data(tmp_path: Path) -> None:
     assert "--source c.jsonl" in commands[1] and "--template chatml --validation-fraction 0.05" in commands[1]
 
 
-def test_unknown_column_is_to_be_renamed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "column", "value", "verdict"),
+    [
+        ("field_output", "output", "reply", "approximated"),
+        ("field_output", "output", "reference_answer", "kept"),
+        ("field_output", "output", "answer", "kept"),
+        ("field_instruction", "prompt", "question", "kept"),
+    ],
+)
+def test_columns_that_a_build_does_not_know_are_to_be_renamed(
+    field: str, column: str, value: str, verdict: str, tmp_path: Path
+) -> None:
     content = sft("a/b", 1)
-    content["datasets"][0]["type"]["field_output"] = "answer"
+    content["datasets"][0]["type"][field] = value
     _, report = imported(tmp_path, "x.yaml", content, devices=1)
-    assert "data: rename column answer to output" in report["by_hand"]
+    assert verdicts(report)[f"datasets[0].type.{field}"] == verdict
+    assert (f"data: rename column {value} to {column}" in report["by_hand"]) == (verdict == "approximated")
+    row = next(row for row in report["keys"] if row["key"].endswith(field))
+    assert bool("if the records have no column" in row["note"]) == (value in ("answer", "question"))
+
+
+def test_names_of_columns_are_those_of_builds() -> None:
+    assert schema.ALIASES == COLUMNS and schema.OTHER_NAMES == OTHER_COLUMNS
 
 
 def test_prompts_are_those_of_our_templates() -> None:
