@@ -40,6 +40,10 @@ _LAUNCHERS = {"num_gpus", "nproc_per_node", "nproc-per-node", "num_processes", "
 _NODES = {"num_nodes", "nnodes", "num_machines"}
 
 
+_ENVIRONMENT = frozenset(["HOME", "USER", "PWD", "PATH", "TMPDIR"])
+"""Variables that every shell has."""
+
+
 @dataclasses.dataclass
 class Source:
     """Keys and values of a recipe, in order. Keys of a command have no dashes in front."""
@@ -216,8 +220,10 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
             source.torn |= torn
             names = ", ".join(f"--{key}" for key in torn)
             source.defects.append(f"{names}: not part of the command, which ends at the comment in line {one.torn_by}")
-    source.defects += [f"${name} is set nowhere in the file" for name in sorted(script.unset) if not name.isdigit()]
-    source.defects += [f"{text} is not run here: its value is unknown" for text in sorted(script.executed)]
+    text = "\n".join(words[1:])  # what other commands need is none of ours
+    unset = [one for one in sorted(script.unset - _ENVIRONMENT) if re.search(rf"\$\{{?{one}\b", text)]
+    source.defects += [f"${one} is set nowhere in the file" for one in unset if not one.isdigit()]
+    source.defects += [f"{one} is not run here: its value is unknown" for one in sorted(script.executed) if one in text]
     source.beside |= {name: value for name, value in script.variables.items() if name not in script.used}
     source.devices = _devices(before, script.variables.get("CUDA_VISIBLE_DEVICES"))
     if source.devices is None and "config_file" in before:
