@@ -46,13 +46,16 @@ def datasets(ledger: Ledger, objective: str, name: str) -> None:
         folder = f"data/{name}" if len(prefixes) == 1 else f"data/{name}_{number + 1}"
         _one(ledger, prefix, objective, folder, more)
         folders.append(folder)
-        splits.append(str(ledger.get(f"{prefix}.split", "train")))
+        key = f"{prefix}.split"
+        splits.append(training_keys.split_of(ledger, key, str(ledger.get(key, "train"))))
     if len(folders) > 1:
         ledger.write("data.mixture", [{"dir": folder} for folder in folders])
     else:
         ledger.write("data.dir", folders[0] if folders else f"data/{name}")
     if splits and set(splits) != {"train"}:
         ledger.write("data.split", splits[0])
+    if len(set(splits)) > 1:
+        ledger.by_hand.append(f"data.split: the data sets have the splits {', '.join(splits)}; a run reads one of all")
     _tests(ledger, objective, name)
     for key in ledger.under("datasets"):
         ledger.judge(key, "not supported", note="data sets are a list of mappings with path and type")
@@ -257,7 +260,8 @@ def _tests(ledger: Ledger, objective: str, name: str) -> None:
     path = ledger.get("test_datasets[0].path")
     if path:
         folder = f"data/{name}_test"
-        split = str(ledger.get("test_datasets[0].split", "train"))
+        key = "test_datasets[0].split"
+        split = training_keys.split_of(ledger, key, str(ledger.get(key, "train")))
         ledger.write("data.eval_dir", folder)
         ledger.write("data.eval_split", split)
         template = _template(ledger, "test_datasets[0]", objective)

@@ -35,6 +35,13 @@ OTHER_COLUMNS = {
 }
 """Column -> names that it takes where a record has none of `COLUMNS`."""
 
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev", "development", "eval", "evaluation", "heldout", "holdout"},
+    "test": {"test", "testing"},
+}
+"""Split of a build -> the words that name it."""
+
 MESH = "devices are shared out by `mesh` here"
 ATTENTION = "precision.attention picks the kernel"
 LOGGING = "where metrics go: docs/training.md"
@@ -300,6 +307,16 @@ def known(ledger: Ledger, key: str, ours: str, value: str, instead: str = BY_HAN
         return value
     ledger.by_hand.append(f"{ours}: {key} = {shown(value)}: only the script's shell knows it; give the value itself")
     return instead
+
+
+def split_of(ledger: Ledger, key: str, value: str) -> str:
+    """The split that a build makes of the files of another tool's split."""
+    if value in _SPLITS or is_computed(value):
+        return value
+    words = re.split(r"[\W_]+", value.lower())
+    ours = next((name for name, own in _SPLITS.items() if own & set(words)), "train")
+    ledger.by_hand.append(f"data: {key} = {value}: give --source the files of that split alone, as {ours}=PATH")
+    return ours
 
 
 def column(ledger: Ledger, key: str, column: str) -> None:

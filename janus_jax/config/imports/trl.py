@@ -193,7 +193,8 @@ def _intervals(ledger: Ledger) -> None:
         number = ledger.number(source, 10)
         if number >= 1:
             ledger.carry(source, "eval.every_steps", int(number))
-        ledger.write("data.eval_split", str(ledger.get("dataset_test_split", "test")))
+        key = "dataset_test_split"
+        ledger.write("data.eval_split", training_keys.split_of(ledger, key, str(ledger.get(key, "test"))))
     on = evaluates != "no"
     ledger.judge("eval_strategy", "kept" if evaluates in ("no", "steps") else "approximated", "eval.every_steps")
     ledger.judge(
@@ -230,14 +231,14 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
         )
     parts: list[tuple[str, Any, str]] = []
     if ledger.given("dataset_name"):
-        parts.append(("dataset_name", ledger.get("dataset_name"), str(ledger.get("dataset_train_split", "train"))))
+        parts.append(("dataset_name", ledger.get("dataset_name"), "dataset_train_split"))
     number = 0
     while ledger.given(f"datasets[{number}].path"):
         at = f"datasets[{number}]"
         path = ledger.get(f"{at}.path")
         if path in ("json", "parquet", "csv", "arrow") and isinstance(ledger.get(f"{at}.data_files"), str):
             path = ledger.get(f"{at}.data_files")
-        parts.append((f"{at}.path", path, str(ledger.get(f"{at}.split", "train"))))
+        parts.append((f"{at}.path", path, f"{at}.split"))
         number += 1
     if not parts:
         ledger.by_hand.append("data.dir: the file names no data sets")
@@ -245,12 +246,13 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
             ledger.judge("datasets", "ignored", note="names no data sets")
         ledger.builds.append(Build(objective, training_keys.BY_HAND, f"data/{name}"))
     folders = []
-    for key, path, split in parts:
+    for key, path, split_key in parts:
         folder = f"data/{name}" if len(parts) == 1 else f"data/{name}_{len(folders) + 1}"
         folders.append(folder)
         ledger.judge(key, "approximated", folder, "built once, before training")
         source = training_keys.known(ledger, key, f"--source of {folder}", str(path))
         ledger.builds.append(Build(objective, source, folder, template))
+        split = training_keys.split_of(ledger, split_key, str(ledger.get(split_key, "train")))
         if split != "train":
             ledger.write("data.split", split)
     if len(folders) > 1:

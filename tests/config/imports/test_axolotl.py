@@ -243,6 +243,19 @@ def test_columns_that_a_build_does_not_know_are_to_be_renamed(
     assert bool("if the records have no column" in row["note"]) == (value in ("answer", "question"))
 
 
+@pytest.mark.parametrize(
+    ("splits", "ours", "line"),
+    [
+        (["train[:5%]"], None, "data: datasets[0].split = train[:5%]: give --source the files of that split alone"),
+        (["train", "test"], "train", "data.split: the data sets have the splits train, test; a run reads one of all"),
+    ],
+)
+def test_splits_are_those_of_builds(splits: list[str], ours: str | None, line: str, tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chatml.intel", "split": one} for one in splits]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data}, devices=1)
+    assert report["config"]["data"].get("split") == ours and any(one.startswith(line) for one in report["by_hand"])
+
+
 def test_names_of_columns_are_those_of_builds() -> None:
     assert schema.ALIASES == COLUMNS and schema.OTHER_NAMES == OTHER_COLUMNS
 

@@ -128,6 +128,25 @@ def test_devices_of_accelerate(command: str, devices: int | None, tmp_path: Path
     assert (row["value"], row["verdict"]) == (False, "kept")
 
 
+@pytest.mark.parametrize(
+    ("named", "ours", "by_hand"),
+    [
+        ("train", None, False),
+        ("validation", "validation", False),
+        ("train_prefs", None, True),
+        ("test_sft", "test", True),
+    ],
+)
+def test_splits_are_those_of_builds(named: str, ours: str | None, by_hand: bool, tmp_path: Path) -> None:
+    keys = {"packing": True, "dataset_train_split": named}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    assert report["config"]["data"].get("split") == ours
+    line = (
+        f"data: dataset_train_split = {named}: give --source the files of that split alone, as {ours or 'train'}=PATH"
+    )
+    assert (line in report["by_hand"]) == by_hand
+
+
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     keys = {"packing": True, "hub_token": "hf_9a8b", "env": {"HF_TOKEN": "hf_7c6d", "MODE": "shown"}}
     recipe, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
