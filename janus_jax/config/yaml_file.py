@@ -142,7 +142,7 @@ def _override(root: Node, text: str, problems: list[str], takes_text: Callable[[
     for at, part in enumerate(path):
         if isinstance(node.value, list) and re.fullmatch(r"[0-9]+", str(part)):
             path[at] = part = int(part)
-        inner = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
+        inner: Any = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
         node = inner.get(part, Node(None, origin)) if isinstance(inner, dict) else Node(None, origin)
     if path == ["base"]:
         problems.append(f"{origin}: base is allowed in files only")
