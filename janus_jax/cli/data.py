@@ -197,6 +197,9 @@ def _left_out(manifest: Any) -> Iterator[str]:
         yield f"no split train: names in {manifest.source} say {', '.join(manifest.splits)}; to train on it, {OVERRULE}"
     if manifest.unread_files:
         yield f"files not read: {listed(manifest.unread_files)}"
+    for name, sets in (manifest.file_sets or {}).items():
+        what = f"joins {counted(len(sets), 'set')} of files: {', '.join(sets)}"
+        yield f"note: split {name} {what}; if they repeat each other, give one of them: --source {name}=PATH"
     unread: Counter[str] = Counter()
     first: dict[str, str] = {}
     for name, split in manifest.splits.items():

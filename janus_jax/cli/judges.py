@@ -217,7 +217,8 @@ def opened(make: "Callable[[], Endpoint]", out: Path) -> "Iterator[Endpoint]":
 @contextlib.contextmanager
 def explained(kept: str) -> Iterator[None]:
     """Names options in errors of an endpoint. Args: kept: what is not lost."""
-    from janus_jax.storage.endpoint_requests import RefusedOptionError, UnreachableError
+    from janus_jax.storage.endpoint_errors import RefusedOptionError
+    from janus_jax.storage.endpoint_requests import UnreachableError
 
     try:
         yield

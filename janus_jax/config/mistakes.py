@@ -66,7 +66,7 @@ def choices(node: Schema, schema: Schema) -> list[Schema]:
     return [resolve(choice, schema) for choice in node.get("anyOf", [node])]
 
 
-def takes_text(path: Sequence[str], schema: Schema) -> bool:
+def takes_text(path: Location, schema: Schema) -> bool:
     """Whether the key at a path takes any text, such as a directory, and not one of some words."""
     texts = [choice for choice in choices(_find(schema, path), schema) if choice.get("type") == "string"]
     return bool(texts) and not any("enum" in text or "const" in text for text in texts)

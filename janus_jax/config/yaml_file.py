@@ -46,11 +46,12 @@ def read_tree(
     path: str | os.PathLike[str],
     overrides: Iterable[str] = (),
     *,
-    takes_text: Callable[[Sequence[str]], bool] = lambda path: False,
+    takes_text: Callable[[Sequence[str | int]], bool] = lambda path: False,
 ) -> tuple[Node, list[str]]:
     """Reads a file merged over its chain of `base:` files, and applies `a.b=value` overrides.
 
-    A mapping is merged over the same mapping of the base, key by key. Any other value, and every override, replaces.
+    A mapping is merged over the same mapping of the base, key by key. Any other value, and every override, replaces. A
+    number in an override's key is that of a list's item, from 0.
 
     Args:
         takes_text: whether the key at a path takes any text. An override of such a key is not YAML: ` #`, `: ` and
@@ -129,13 +130,20 @@ def merge(under: Node, over: Node) -> Node:
     return Node(merged, over.origin)
 
 
-def _override(root: Node, text: str, problems: list[str], takes_text: Callable[[Sequence[str]], bool]) -> Node:
+def _override(root: Node, text: str, problems: list[str], takes_text: Callable[[Sequence[str | int]], bool]) -> Node:
     origin = f"override '{text}'" if text.isprintable() else f"override {text!r}"
     key, equals, value = text.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(re.fullmatch(r"\w+", part) for part in path):
-        problems.append(f"{origin}: allowed: key=value with a dotted key, like batch.rows=4")
+    path: list[str | int] = [*key.strip().split(".")]
+    if not equals or not all(re.fullmatch(r"\w+", str(part)) for part in path):
+        item = "; an item of a list has a number, from 0: data.mixture.0.weight=2" if "[" in key else ""
+        problems.append(f"{origin}: allowed: key=value with a dotted key, like batch.rows=4{item}")
         return root
+    node = root
+    for at, part in enumerate(path):
+        if isinstance(node.value, list) and re.fullmatch(r"[0-9]+", str(part)):
+            path[at] = part = int(part)
+        inner: Any = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
+        node = inner.get(part, Node(None, origin)) if isinstance(inner, dict) else Node(None, origin)
     if path == ["base"]:
         problems.append(f"{origin}: base is allowed in files only")
         return root
@@ -143,7 +151,7 @@ def _override(root: Node, text: str, problems: list[str], takes_text: Callable[[
         if takes_text(path) and not re.match(_YAML_TEXT, value):
             parsed = Node(_encodable(value, origin), origin)
         else:
-            parsed = _parse(value, origin, problems, lines=False, path=tuple(path))
+            parsed = _parse(value, origin, problems, lines=False, path=tuple(map(str, path)))
             if str(parsed.plain()).count("#") < value.count("#"):
                 raise ConfigError(f"{origin}: YAML reads ` #` as a comment and drops the rest; put text in quotes")
     except ConfigError as error:
@@ -164,17 +172,33 @@ def _encodable(value: str, origin: str) -> str:
     return value
 
 
-def _set(node: Node, path: list[str], depth: int, value: Node, problems: list[str]) -> Node:
+def _set(node: Node, path: Sequence[str | int], depth: int, value: Node, problems: list[str]) -> Node:
     """`node`, which is at the first `depth` parts of `path`, with `value` at the rest of it."""
     if depth == len(path):
         return value
+    part, key = path[depth], ".".join(map(str, path[:depth]))
+    if isinstance(node.value, list):
+        if isinstance(part, int) and part < len(node.value):
+            item = _set(node.value[part], path, depth + 1, value, problems)
+            return Node([*node.value[:part], item, *node.value[part + 1 :]], node.origin)
+        problems.append(f"{value.origin}: {key} has no item {part}; allowed: {_items(key, len(node.value))}")
+        return node
     if node.value is not None and not isinstance(node.value, dict):
-        key = ".".join(path[:depth])
-        problems.append(f"{value.origin}: {key} = {shorten(node.plain())} is not a section with a key {path[depth]!r}")
+        problems.append(f"{value.origin}: {key} = {shorten(node.plain())} is not a section with a key {part!r}")
+        return node
+    if node.value is None and depth and re.fullmatch(r"[0-9]+", str(part)):
+        problems.append(f"{value.origin}: {key} is not set, and has no item {part}; allowed: {_items(key, 0)}")
         return node
     children = node.value or {}
-    child = children.get(path[depth], Node(None, value.origin))
-    return Node({**children, path[depth]: _set(child, path, depth + 1, value, problems)}, node.origin)
+    child = children.get(part, Node(None, value.origin))
+    inner = _set(child, path, depth + 1, value, problems)
+    return node if inner is child else Node({**children, part: inner}, node.origin)
+
+
+def _items(key: str, number: int) -> str:
+    """The items of a list that an override may name."""
+    whole = f"the whole list, {key}=[...]"
+    return f"{key}.0{f' to {key}.{number - 1}' if number > 1 else ''}, or {whole}" if number else whole
 
 
 def _parse(text: str, name: str, problems: list[str], *, lines: bool = True, path: tuple[str, ...] = ()) -> Node:

@@ -106,6 +106,7 @@ class Manifest:
     served: dict[str, Any] | None = None  # how many conversations a server was seen to read as training does
     format_version: int = FORMAT_VERSION
     unread_files: dict[str, int] | None = None  # files of the source that were not read, by reason
+    file_sets: dict[str, list[str]] | None = None  # split -> the numbered sets of files that it joins, if several
     dedupe: bool = False  # repeated records were left out
     validation_fraction: float | None = None  # share of prompts that went to split validation
     validation_seed: int = 0  # of that draw

@@ -15,6 +15,14 @@ from concurrent import futures
 from typing import Any
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
+from janus_jax.storage.endpoint_errors import (
+    RefusedOptionError,
+    RefusedRequestError,
+    detail,
+    names_model,
+    refused_option,
+    server_message,
+)
 from janus_jax.storage.endpoint_journal import ReplyJournal
 from janus_jax.storage.endpoint_requests import (
     BYTES_A_TOKEN,
@@ -24,7 +32,6 @@ from janus_jax.storage.endpoint_requests import (
     Estimate,
     Messages,
     Prices,
-    RefusedOptionError,
     Reply,
     Request,
     Sent,
@@ -32,10 +39,8 @@ from janus_jax.storage.endpoint_requests import (
     Usage,
     Wanted,
     access,
-    detail,
     failure,
     limit,
-    refused_option,
     replies,
     usage,
     valid,
@@ -322,7 +327,7 @@ class Endpoint:
             except openai.APIStatusError as error:
                 code = one.status = error.status_code
                 one.retry_after = error.response.headers.get("retry-after")
-                why = f"status {code}: {self._clean(error)}"
+                why = self._clean(f"status {code}: {server_message(error)}")
                 if (code < 500 and code not in _AGAIN) or detail(error, "code") == "insufficient_quota":
                     return self._refused(request, error, why)
             status = one.status
@@ -366,14 +371,15 @@ class Endpoint:
         status = error.status_code
         if status in (401, 403):
             key = f"the key in ${self._key_variable}" if self._key_variable else "a request without a key"
-            raise ConfigError(self._url, f"does not accept {key} (status {status})") from None
-        if status == 404:
-            raise ConfigError(self._url, f"does not have this path or the model {self._model!r} ({why})") from None
+            raise RefusedRequestError("key", self._url, f"does not accept {key} ({why})") from None
         if status in (400, 422) and (option := refused_option(error, request.body)):
             raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
-        refused = ConfigError(self._url, f"refuses conversation {request.places[0][0] + 1} ({why})")
+        if status == 404 or (status in (400, 422) and names_model(error, self._model)):
+            what = f"does not have the path /chat/completions or the model {self._model!r} ({why})"
+            raise RefusedRequestError("model", self._url, what) from None
         if status not in (400, 413, 422):
-            raise refused from None
+            raise RefusedRequestError("", self._url, f"refuses requests ({why})") from None
+        refused = RefusedRequestError("", self._url, f"refuses conversation {request.places[0][0] + 1} ({why})")
         with self._lock:
             self._refusals.append(refused)
         if self._refuses_all() and len(self._refusals) >= self._tries.most:

@@ -20,11 +20,6 @@ BYTES_A_TOKEN = 4  # of English, about
 _NO_COUNT = 10**12  # of tokens, which no reply has
 OWN_OPTIONS = ("model", "messages", "n", "stream")
 """Of a request, which no caller sets."""
-_NOT_TAKEN = re.compile(
-    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted|a valid)|extra|invalid (?:param|arg|option)",
-    re.IGNORECASE,
-)
-_TOO_LONG = re.compile(r"\bcontext\b|too (?:large|long|many)|exceed", re.IGNORECASE)
 _AROUND_MESSAGE = 8  # tokens of roles and marks, at most
 
 
@@ -44,19 +39,6 @@ class BudgetError(ConfigError):
     def __init__(self, bounds: "Mapping[str, tuple[float, float, float]]", *parts: str):
         super().__init__(*parts)
         self.bounds = bounds
-
-
-class RefusedOptionError(ConfigError):
-    """The endpoint does not take an option of requests.
-
-    Args:
-        option: its name.
-        parts: as `JanusError`.
-    """
-
-    def __init__(self, option: str, *parts: str):
-        super().__init__(*parts)
-        self.option = option
 
 
 class Reply(NamedTuple):
@@ -327,22 +309,6 @@ def usage(body: str) -> tuple[int, int] | None:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return both if all(0 <= count < _NO_COUNT for count in both) else None
-
-
-def detail(error: Any, name: str) -> object:
-    """A value of the body of an error."""
-    return error.body.get(name) if isinstance(error.body, dict) else None
-
-
-def refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
-    """The option that an endpoint does not take, as its error says; of several the first one."""
-    if _TOO_LONG.search(str(error)):  # for this conversation
-        return None
-    options = [name for name in body if name not in OWN_OPTIONS]
-    if (param := detail(error, "param")) in options:
-        return str(param)
-    named = [match[0] for match in re.finditer(r"\w+", str(error)) if match[0] in options]
-    return named[0] if named and _NOT_TAKEN.search(str(error)) else None
 
 
 def failure(why: str) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.cli.main import main
+from janus_jax.parallel import mesh as meshes
 from tests.support.models import random_params
 from tests.support.repository import ROOT
+from tests.support.tokenizers import byte_level_directory
 from tests.support.training_examples import TINY, random_examples, write_dataset
 
 SFT_ROWS = [{"system": f"Be {how}.", "prompt": f"Why {how}?", "output": f"So {how}."} for how in ("brief", "kind")]
@@ -71,13 +73,14 @@ def place(tmp_path_factory):
     pq.write_table(pa.Table.from_pylist([SFT_ROWS[0] | {"output": ["So.", "So."]}]), root / "list.parquet")
     (root / "no_rows").mkdir()
     write_dataset(root / "data", {"train": random_examples(20, pairs=False)}, kind="sft")
+    write_dataset(root / "pairs", {"train": random_examples(20, pairs=True)}, kind="dpo")
     write_dataset(root / "half_data", {"train": random_examples(20, pairs=False)}, kind="sft")
     (token_file,) = (root / "half_data" / "train").glob("tokens-*")
     token_file.write_bytes(token_file.read_bytes()[:100])
 
     params = random_params(TINY)
     save_hf(params, TINY, root / "model")
-    for name in ("no_shard", "cut_shard", "no_weights", "nan", "no_config"):
+    for name in ("no_shard", "cut_shard", "no_weights", "nan", "no_config", "other_words"):
         save_hf(params, TINY, root / name, max_shard_size="20KB")
     shards = sorted((root / "no_shard").glob("model-*.safetensors"))
     assert len(shards) == 5
@@ -87,6 +90,9 @@ def place(tmp_path_factory):
     for file in (root / "no_weights").glob("model*"):
         file.unlink()
     (root / "no_config" / "config.json").unlink()
+    byte_level_directory(root / "other_words")
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    (root / "other_words" / "tokenizer_config.json").write_text(json.dumps(special))
     last = root / "nan" / shards[-1].name
     tensors = {name: tensor.copy() for name, tensor in load_file(last).items()}
     tensors["lm_head.weight"].flat[3] = np.nan
@@ -217,6 +223,21 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(place, monkeypatch, cap
     with pytest.raises(SystemExit) as done:
         main()
     check(done.value.code, *capfd.readouterr(), message.format(place=place))
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("key", ["init.from", "reference.from"])
+def test_weights_of_another_tokenizer_are_refused_before_a_device_is_used(place, monkeypatch, capfd, key):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(meshes, "build_mesh", lambda shape: pytest.fail("devices were touched"))
+    pairs = [] if key == "init.from" else ["objective.name=dpo", "data.dir=pairs"]
+    monkeypatch.setattr(sys, "argv", ["janus", "train", "run.yaml", f"{key}=other_words", *pairs])
+    before, data = contents(place), "pairs" if pairs else "data"
+    with pytest.raises(SystemExit) as done:
+        main()
+    message = f"{key}=other_words: its weights know another tokenizer than {data} was built with: id 1 is '<s>' in "
+    message += "the data and '<|im_start|>' in the model; build the data with --tokenizer other_words, or"
+    check(done.value.code, *capfd.readouterr(), message)
     assert contents(place) == before
 
 

@@ -154,7 +154,7 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
         "unread": {"score": 1200, "id": 1234, "source": 1234},
     }
     manifest["splits"] = {"train": Split(examples=1234, tokens=5678901, dropped={"empty_field": 7}, **counts)}
-    manifest["unread_files"] = {"of type .csv": 2}
+    manifest["unread_files"], manifest["file_sets"] = {"of type .csv": 2}, None
     manifest["served"] = {"checked": 256, "merged": 0, "control_text": 1, "control_places": ["a:9"], "example": None}
 
     def build(*_: object, progress, **__: object) -> Manifest:

@@ -65,55 +65,7 @@ def test_a_config_is_frozen(small):
         load_config(small).batch.rows = 3
 
 
-# Overrides and bases
-
-
-def test_overrides_win_and_the_last_one_counts(small):
-    config = load_config(
-        small, ["batch.rows=4", "batch.rows=16", "schedule={name: linear, learning_rate: 0.1, steps: 3}"]
-    )
-    assert config.batch.rows == 16 and config.schedule.steps == 3 and config.schedule.epochs is None
-
-
-def test_an_override_creates_the_section_it_needs(small):
-    assert load_config(small, ["eval.every_steps=5"]).eval.every_steps == 5
-
-
-# fmt: off
-TEXTS = [
-    "runs/try #2", "#2", "runs/a: b", "a: b #c", "[v1]", "runs/[v1]", "{x}", "100%", "@x", "&x", "*x", "|", "> x",
-    "`x`", "a'b", 'a"b', "123", "007", "1e-5", "0x10", "1_000", ".5", "on", "no", "2024-05-01", "12:30:00", "a=b",
-    "runs/x ", " x", "a\nb", "a\n  b", "a\tb", "é ü", "?", "? x", "-x", "x.", "...", "---", "~x", "- x", ", x",
-]
-# fmt: on
-
-
-@pytest.mark.parametrize("value", TEXTS)
-def test_an_override_of_a_text_takes_all_of_its_value(small, value):
-    config = load_config(small, ["model=null", *(f"{key}={value}" for key in ("run.dir", "init.from", "data.split"))])
-    assert (config.run.dir, config.init.from_, config.data.split) == (value, value, value)
-
-
-@pytest.mark.parametrize(("value", "text"), [("'a b'", "a b"), ('"a #b"', "a #b"), ("'it''s'", "it's"), ('"7"', "7")])
-def test_quotes_around_the_whole_text_of_an_override_are_yaml(small, value, text):
-    assert load_config(small, [f"run.dir={value}"]).run.dir == text
-
-
-@pytest.mark.parametrize("value", ["null", "~", "", " ", "true", "False"])
-def test_words_that_are_no_text_name_no_directory(small, value):
-    assert "run.dir = " in complaint(small, f"run.dir={value}")
-    assert load_config(small, ["data.eval_dir=x", "data.eval_dir=null"]).data.eval_dir is None
-
-
-@pytest.mark.parametrize(
-    "override", ["batch.rows=4 #8", "mesh={fsdp: 1} # one", "run.dir='a' # b", "remat=full # all", "batch.rows=#4"]
-)
-def test_an_override_that_yaml_would_cut_is_refused(small, override):
-    assert "comment" in complaint(small, override) and load_config(small, ["data.split='a #b'"]).data.split == "a #b"
-
-
-def test_an_override_that_no_file_can_hold_is_refused(small):
-    assert complaint(small, "run.dir=\udcff") == r"override 'run.dir=\udcff': is not UTF-8 text"
+# Bases
 
 
 def test_bases_merge_deeply_and_are_relative_to_the_file(tmp_path, monkeypatch):
@@ -198,6 +150,14 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("remat=[gate, gate@host]", "remat = [gate, gate@host]: gate occurs twice; allowed: none"),
         ("remat=[input]", "remat = [input]: input is no tensor; allowed: none"),
         ("batch.rows.x=1", "batch.rows = 8 is not a section with a key 'x'"),
+        (
+            "data.mixture.0.weight=2",
+            "data.mixture is not set, and has no item 0; allowed: the whole list, data.mixture=[",
+        ),
+        (
+            "data.mixture[0].weight=2",
+            "allowed: key=value with a dotted key, like batch.rows=4; an item of a list has a number, from 0: data.m",
+        ),
         ("base=other.yaml", "base is allowed in files only"),
         ("rows", "allowed: key=value with a dotted key, like batch.rows=4"),
         ("batch.rows=[1", "not YAML"),

@@ -1,6 +1,7 @@
 """axolotl's YAML: SFT, DPO, IPO, ORPO, SimPO and reward models."""
 
 import re
+from typing import Any
 
 from janus_jax.config.imports import axolotl_keys as keys
 from janus_jax.config.imports import training_keys
@@ -57,10 +58,19 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     detail = "not supported" if ledger.on("adapter") else "ignored"
     for key in [one for first in keys.LORA_DETAILS.split() for one in ledger.under(first)]:
         ledger.judge(key, detail, note=training_keys.LORA if ledger.on("adapter") else "no adapter is set")
+    for key in ("chat_template", "chat_template_jinja"):
+        ledger.judge(key, "not needed", note="no data set is of type chat_template; the exported tokenizer gets it")
+    others = [one for one in _listed(ledger.get("plugins")) if not keys.HARMLESS.search(one)]
+    for key in ledger.under("plugins"):
+        ledger.judge(key, "not supported" if others else "not needed", note=", ".join(others) or training_keys.SPEED)
     ledger.unsupported(keys.UNSUPPORTED, keys.NEUTRAL)
     ledger.not_needed(keys.NOT_NEEDED | {"of another objective, optimizer or mode": keys.OF_OTHERS})
     ledger.rest(_known(), "ignores it")
     return objective
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else [] if value is None else [str(value)]
 
 
 def _known() -> list[str]:
@@ -68,7 +78,9 @@ def _known() -> list[str]:
     read = "base_model model_type tokenizer_type sequence_len micro_batch_size gradient_accumulation_steps batch_size "
     read += "num_epochs max_steps learning_rate lr_scheduler warmup_steps warmup_ratio optimizer max_grad_norm bf16 rl "
     read += "datasets test_datasets val_set_size rl_beta dpo_beta orpo_alpha sample_packing chat_template output_dir "
-    read += "reward_model train_on_inputs gradient_checkpointing save_steps eval_steps logging_steps special_tokens"
+    read += (
+        "plugins reward_model train_on_inputs gradient_checkpointing save_steps eval_steps logging_steps special_tokens"
+    )
     return [*" ".join(tables).split(), *read.split(), *_NUMBERS]
 
 
@@ -120,7 +132,9 @@ def _batch(ledger: Ledger, devices: int | None, length: int, pairs: bool) -> Non
             text = "batch_size and gradient_accumulation_steps are both given; allowed: one of them"
             raise ConfigError(f"{ledger.file}: {text}, for the tool too")
         accumulation = max(1, ledger.whole("batch_size", low=1) // micro)
-    batch = Batch(micro, accumulation, training_keys.replicas(ledger, devices, None, split))
+    shards, copies = (ledger.whole(key, 1, low=1) for key in ("dp_shard_size", "dp_replicate_size"))
+    of_file = shards * copies * split if shards > 1 else None  # 1 is also written where all devices share out weights
+    batch = Batch(micro, accumulation, training_keys.replicas(ledger, devices, of_file, split))
     in_rows = ledger.on("sample_packing") and not pairs
     names = ("micro_batch_size", "gradient_accumulation_steps", "batch_size")
     training_keys.write_batch(ledger, batch, names, in_rows=in_rows, length=length, pairs=pairs)
@@ -255,9 +269,12 @@ def _precision(ledger: Ledger) -> None:
     wide = wide or not any(ledger.given(key) for key in ("bf16", "bfloat16", "fp16", "float16", "float32"))
     names = ("bf16", "bfloat16", "float32")
     training_keys.weights_dtype(ledger, names, "bfloat16" if wide else "float32", rounded=wide)
-    recompute = ledger.get("gradient_checkpointing", False)
+    of_fsdp = "fsdp_config.activation_checkpointing"
+    recompute = ledger.get("gradient_checkpointing", ledger.on(of_fsdp))
     kept = "offload" if recompute in ("offload", "offload_disk", "unsloth") else "full" if recompute else "none"
     ledger.carry("gradient_checkpointing", "remat", kept)
+    if ledger.on(of_fsdp):
+        ledger.judge(of_fsdp, "kept", f"remat = {kept}")
 
 
 def _intervals(ledger: Ledger) -> None:
@@ -291,6 +308,12 @@ def _intervals(ledger: Ledger) -> None:
     if ledger.given("use_tensorboard"):
         ledger.carry("use_tensorboard", "logging.tensorboard", ledger.on("use_tensorboard"))
     patience = ledger.number("early_stopping_patience")
-    if patience:
+    if patience and not (ledger.on("save_steps") and ledger.on("eval_steps")):
+        ledger.defects.append("early_stopping_patience: needs save_steps and eval_steps; without them the tool stops")
+        ledger.judge("early_stopping_patience", "ignored", note="needs save_steps and eval_steps")
+    elif patience and "every_steps" in ledger.config.get("eval", {}):
         ledger.carry("early_stopping_patience", "eval.stop_after", int(patience))
+    elif patience:
+        ledger.by_hand.append(f"eval.stop_after: {int(patience)} evaluations; set it with eval.every_steps")
+        ledger.judge("early_stopping_patience", "approximated", "eval.stop_after", "by hand")
     ledger.judge("early_stopping_patience", "not needed", note="is off")

@@ -6,7 +6,7 @@ from typing import Any
 
 from janus_jax.config.imports import axolotl_keys as keys
 from janus_jax.config.imports import training_keys
-from janus_jax.config.imports.ledger import Build, Ledger, shown
+from janus_jax.config.imports.ledger import KINDS, Build, Ledger, shown
 
 _FORMATS = {
     "system_format": {"system"},
@@ -36,7 +36,8 @@ def datasets(ledger: Ledger, objective: str, name: str) -> None:
     prefixes = sorted({match[0] for key in ledger.values if (match := re.match(r"datasets\[\d+\]", key))}, key=_number)
     if not prefixes:
         ledger.by_hand.append("data.dir: the file names no data sets")
-        ledger.defects.append("datasets: the file names no data sets")
+        if not ledger.under("pretraining_dataset"):
+            ledger.defects.append("datasets: the file names no data sets")
         if not ledger.on("datasets"):
             ledger.judge("datasets", "ignored", note="names no data sets")
     more = _held_out(ledger)
@@ -45,13 +46,16 @@ def datasets(ledger: Ledger, objective: str, name: str) -> None:
         folder = f"data/{name}" if len(prefixes) == 1 else f"data/{name}_{number + 1}"
         _one(ledger, prefix, objective, folder, more)
         folders.append(folder)
-        splits.append(str(ledger.get(f"{prefix}.split", "train")))
+        key = f"{prefix}.split"
+        splits.append(training_keys.split_of(ledger, key, str(ledger.get(key, "train"))))
     if len(folders) > 1:
         ledger.write("data.mixture", [{"dir": folder} for folder in folders])
     else:
         ledger.write("data.dir", folders[0] if folders else f"data/{name}")
     if splits and set(splits) != {"train"}:
         ledger.write("data.split", splits[0])
+    if len(set(splits)) > 1:
+        ledger.by_hand.append(f"data.split: the data sets have the splits {', '.join(splits)}; a run reads one of all")
     _tests(ledger, objective, name)
     for key in ledger.under("datasets"):
         ledger.judge(key, "not supported", note="data sets are a list of mappings with path and type")
@@ -82,7 +86,7 @@ def _held_out(ledger: Ledger) -> str:
 
 
 def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) -> None:
-    path, kind = ledger.get(f"{prefix}.path"), {"simpo": "dpo"}.get(objective, objective)
+    path, kind = ledger.get(f"{prefix}.path"), KINDS.get(objective, objective)
     files = ledger.get(f"{prefix}.data_files")
     if path in _LOADERS and files:
         ledger.judge(f"{prefix}.path", "not needed", note="the form of the files")
@@ -141,7 +145,17 @@ def _template(ledger: Ledger, prefix: str, objective: str) -> str | None:
         template = _chat_template(ledger, prefix)
         ledger.judge(type_key, "kept", f"--template {template or 'mistral-inst'}")
         return template
+    if why := keys.WHOLE_TEXTS.get(parts[0]):
+        ledger.judge(type_key, "not supported", "--template plain", why)
+        ledger.judge(f"{prefix}.field", "not supported", note="the column of the texts")
+        return "plain"
     template = keys.TYPES.get(parts[0])
+    if parts[0] == "sharegpt":
+        ledger.defects.append(
+            f"{type_key} = {kind}: {ledger.tool} has no such type and stops; chat_template is today's"
+        )
+        template = keys.CHAT_TEMPLATES.get(str(ledger.get("chat_template")))
+        ledger.judge("chat_template", "approximated", f"--template {template or 'plain'}", "as older versions used it")
     conversation = ledger.get(f"{prefix}.conversation")
     if conversation in ("chatml", "mistral"):
         template = {"chatml": "chatml", "mistral": "mistral-inst"}[conversation]
@@ -233,11 +247,7 @@ def _columns(ledger: Ledger, prefix: str) -> None:
     """Columns that `janus data build` does not know by their name are to be renamed."""
     for name, column in _FIELDS.items():
         for key in (f"{prefix}.{name}", f"{prefix}.type.{name}"):
-            value = ledger.get(key)
-            if value is not None and value not in keys.COLUMNS[column]:
-                ledger.by_hand.append(f"data: rename column {value} to {column}")
-                ledger.judge(key, "approximated", f"column {column}", "rename it")
-            ledger.judge(key, "kept", f"column {column}")
+            training_keys.column(ledger, key, column)
     for key in (f"{prefix}.type.field_input", f"{prefix}.field_input"):
         ledger.judge(key, "kept" if ledger.get(key) == "input" else "approximated", "column input")
     for name in ("field", "message_field_role", "message_field_content", "message_property_mappings", "roles"):
@@ -250,11 +260,12 @@ def _tests(ledger: Ledger, objective: str, name: str) -> None:
     path = ledger.get("test_datasets[0].path")
     if path:
         folder = f"data/{name}_test"
-        split = str(ledger.get("test_datasets[0].split", "train"))
+        key = "test_datasets[0].split"
+        split = training_keys.split_of(ledger, key, str(ledger.get(key, "train")))
         ledger.write("data.eval_dir", folder)
         ledger.write("data.eval_split", split)
         template = _template(ledger, "test_datasets[0]", objective)
-        kind = {"simpo": "dpo"}.get(objective, objective)
+        kind = KINDS.get(objective, objective)
         source = training_keys.known(ledger, "test_datasets[0].path", f"--source of {folder}", str(path))
         ledger.builds.append(Build(kind, source, folder, template))
     for key in under:

@@ -1,5 +1,7 @@
 """The keys of axolotl 0.21 that need no computation, by what becomes of them."""
 
+import re
+
 from janus_jax.config.imports.training_keys import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED
 
 TOOL = "axolotl 0.21"
@@ -12,13 +14,22 @@ NOT_NEEDED = {
     MESH: "deepspeed deepcompile fsdp fsdp_config fsdp_version fsdp_final_state_dict_type dp_shard_size "
     "dp_replicate_size heads_k_stride ring_attn_func ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
     "ddp_find_unused_parameters local_rank world_size device device_map max_memory gpu_memory_limit use_ray "
-    "ray_run_name ray_num_workers resources_per_worker accelerator_config capabilities env_capabilities",
+    "ray_run_name ray_num_workers resources_per_worker accelerator_config capabilities env_capabilities "
+    "expert_parallel_size expert_parallel_backend expert_parallel_num_nvl_bytes expert_parallel_num_rdma_bytes "
+    "expert_parallel_token_capacity expert_parallel_fallback_on_unsupported",
     LOGGING: "wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_mode wandb_log_model use_mlflow "
     "mlflow_tracking_uri mlflow_experiment_name mlflow_run_name hf_mlflow_log_artifacts use_comet comet_api_key "
     "comet_workspace comet_project_name comet_experiment_key comet_mode comet_online comet_experiment_config "
     "use_trackio trackio_project_name trackio_run_name trackio_space_id use_otel_metrics otel_metrics_host "
-    "otel_metrics_port include_tokens_per_second include_tkps logging_nan_inf_filter loss_watchdog_threshold "
-    "loss_watchdog_patience",
+    "otel_metrics_port include_tokens_per_second include_tkps logging_nan_inf_filter use_swanlab swanlab_project "
+    "swanlab_experiment_name swanlab_description swanlab_mode swanlab_workspace swanlab_api_key swanlab_log_model "
+    "swanlab_web_host swanlab_api_host swanlab_lark_webhook_url swanlab_lark_secret swanlab_log_completions "
+    "swanlab_completion_log_interval swanlab_completion_max_buffer",
+    "ends a run whose loss stays high": "loss_watchdog_threshold loss_watchdog_patience",
+    "for models with experts or of other families, which are not here": "use_scattermoe use_sonicmoe expert_backend "
+    "moe_grouped_backend moe_dequant_chunk_size moe_bnb_fast use_dsv4_kernels use_glm_dsa_kernels "
+    "dsv4_fp8_nonexpert_mode dsv4_fp8_lora_kernel dsv4_shared_mlp_lora_kernel dsv4_bf16_all dsv4_fp4_grouped_mode "
+    "gemma4_fp8_nonexpert gemma4_nf4_nonexpert nvfp4_merge_aware_start_step nonexpert_quantization",
     HUB: "hub_model_id hub_strategy hub_revision push_dataset_to_hub hf_use_auth_token save_safetensors",
     SPEED: "torch_compile torch_compile_backend torch_compile_mode torch_compile_regional torch_compile_options tf32 "
     "low_cpu_mem_usage gc_steps gc_collect_steps torch_empty_cache_steps activation_offloading layer_offloading "
@@ -27,8 +38,8 @@ NOT_NEEDED = {
     "dataloader_prefetch_factor batch_flattening dpo_padding_free dpo_use_liger_kernel use_kernels "
     "experts_implementation ple_cpu_offload lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel "
     "experimental_skip_move_to_device embeddings_skip_upcast full_determinism auto_find_batch_size "
-    "liger_rope liger_rms_norm liger_layer_norm liger_glu_activation liger_swiglu liger_cross_entropy "
-    "liger_fused_linear_cross_entropy cut_cross_entropy",
+    "liger_rope liger_rms_norm liger_rms_norm_gated liger_layer_norm liger_glu_activation liger_swiglu "
+    "liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy",
     "janus data build prepares data": "dataset_prepared_path dataset_shard_num dataset_shard_idx skip_prepare_dataset "
     "num_dataset_shards_to_save dataset_processes dataset_num_proc dataset_keep_in_memory is_preprocess "
     "preprocess_iterable streaming_multipack_buffer_size sample_packing_mp_start_method total_num_tokens "
@@ -41,12 +52,13 @@ NOT_NEEDED = {
     "save_only_model save_first_step dynamic_checkpoint axolotl_config_path debug tokenizer_save_jinja_files "
     "merge_method export trust_remote_code processor_kwargs tokenizer_use_fast tokenizer_legacy base_model_config "
     "tokenizer_config model_revision revision_of_model type_of_model is_falcon_derived_model is_llama_derived_model "
-    "is_mistral_derived_model is_qwen_derived_model plugins",
+    "is_mistral_derived_model is_qwen_derived_model",
     "no effect on training; `samples` writes answers while a run trains": "eval_table_size eval_max_new_tokens "
     "generate_samples num_generation_samples generation_max_new_tokens generation_temperature generation_top_p "
     "generation_top_k generation_prompt_ratio generation_do_sample gradio_title gradio_share gradio_server_name "
     "gradio_server_port gradio_max_new_tokens gradio_temperature do_causal_lm_eval eval_causal_lm_metrics "
-    "do_bench_eval bench_dataset bench_split profiler_steps profiler_steps_start sync_profiler_steps "
+    "do_bench_eval bench_dataset bench_split lm_eval_tasks lm_eval_batch_size lm_eval_post_train lm_eval_model "
+    "profiler_steps profiler_steps_start sync_profiler_steps "
     "sync_profiler_start_step",
     "evaluates held-out data only": "eval_batch_size eval_sequence_len metric_for_best_model greater_is_better "
     "load_best_model_at_end",
@@ -64,16 +76,18 @@ UNSUPPORTED = {
     "model_kwargs overrides_of_model_kwargs cls_model_config resize_token_embeddings_to_32x mean_resizing_embeddings "
     "shrink_embeddings reinit_weights fix_untrained_tokens tokens added_tokens_overrides scaling_softmax use_pose "
     "pose_num_chunks pose_max_context_len pose_split_on_token_ids fp32_norms fp32_norm_classes "
-    "llama4_linearized_experts",
-    "only some weights are trained": "unfrozen_parameters freeze_mm_modules",
+    "llama4_linearized_experts llmcompressor dense_mixer mora",
+    "only some weights are trained": "unfrozen_parameters freeze_mm_modules spectrum_top_fraction spectrum_model_name",
     "weights have one learning rate here": "embedding_lr embedding_lr_scale lr_groups",
     "noise on embeddings is not here": "neftune_noise_alpha noisy_embedding_alpha",
     "another loss": "use_eaft use_dft dpo_use_weighting dpo_ld_alpha dpo_norm_loss rpo_alpha diffusion_lm "
-    "process_reward_model ebft trainer_cls",
+    "process_reward_model ebft trainer_cls diffusion liger_use_token_scaling kd_trainer kd_ce_alpha kd_alpha "
+    "kd_temperature kd_beta kd_normalize_topk kd_online_server_base_url kd_online_topk kd_online_server "
+    "kd_online_timeout kd_temperature_min",
     "a schedule that is not here": "cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor jagged_restart_steps "
     "jagged_restart_warmup_steps jagged_restart_anneal_steps curriculum_sampling",
     "an option of other optimizers, or one that is not here": "optim_args optim_target_modules torchdistx_path "
-    "adam_epsilon2 adam_beta3 dion_lr dion_momentum",
+    "adam_epsilon2 adam_beta3 dion_lr dion_momentum grokfast_alpha grokfast_lamb",
     "data are read in another way": "pretraining_dataset pretraining_sample_concatenation streaming min_sample_len "
     "max_prompt_len sample_packing_sequentially group_by_length balance_labels s2_attention max_packed_sequence_len "
     "processor_type image_size image_resize_algorithm role_boundaries tokenizer_use_mistral_common",
@@ -129,15 +143,16 @@ NEUTRAL = {
 }
 TYPES: dict[str, str | None] = {
     "chatml": "chatml", "llama3": None, "zephyr": None, "alpaca": None, "alpaca_chat": None, "alpaca_instruct": None,
-    "alpaca_w_system": None, "completion": None, "input_output": None, "sharegpt": None, "passthrough": "plain",
+    "alpaca_w_system": None, "sharegpt": None, "passthrough": "plain",
 }  # fmt: skip
 """First part of a data set's `type` -> our template for its prompts; None: none of ours."""
+WHOLE_TEXTS = {
+    "completion": "every token counts in the loss there, responses alone here",
+    "pretrain": "every token counts in the loss there, responses alone here",
+    "input_output": "each part of a record says whether it counts in the loss",
+}
+"""First part of a data set's `type` that has no prompts and responses -> why it is not here."""
+HARMLESS = re.compile(r"\.(liger|cut_cross_entropy|kernels|swanlab|lm_eval|expert_parallel)\.")
+"""In names of plugins: those that leave the results as they are."""
 CHAT_TEMPLATES: dict[str, str | None] = {"chatml": "chatml", "mistral_v1": None}
 """Name of a chat template -> ours."""
-
-COLUMNS = {
-    "prompt": ("prompt", "instruction", "user_prompt"), "system": ("system", "system_prompt"),
-    "output": ("output", "reference_answer"), "chosen": ("chosen", "chosen_response"),
-    "rejected": ("rejected", "rejected_response"), "messages": ("messages", "conversations"),
-}  # fmt: skip
-"""Our columns and the other names that `janus data build` takes."""

@@ -26,6 +26,9 @@ VERDICTS: dict[Verdict, str] = {
 REFUSED: tuple[Verdict, ...] = ("not supported", "unknown")
 """An import with keys of these kinds fails, unless it is forced."""
 
+KINDS = {"simpo": "dpo"}
+"""Objective -> the `--kind` of its data, where that has another name."""
+
 _SECRET = re.compile(
     r"[A-Z_]*(KEY|TOKEN|SECRET|PASSWORD)$|"
     r".*(api_?key|(hub|hf|auth|access)_token|secret|password|use_wandb|wandb\.key)$"

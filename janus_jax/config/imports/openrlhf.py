@@ -86,6 +86,8 @@ _UNSUPPORTED = {
     "a record is one exchange here": "multiturn",
     "the tokenizer is used as it is": "bos_token eos_token pad_token unk_token",
 }
+_LOADERS = ("json", "jsonl", "parquet", "arrow", "csv", "text")
+"""Before an @ in a data set's name: how the files behind it are read."""
 _LORA_DETAILS = ("lora_alpha", "lora_dropout", "target_modules")
 _MUON = "muon.lr muon.momentum muon.ns_steps muon.nesterov muon.no_nesterov"
 
@@ -265,15 +267,23 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     folders = [f"data/{name}" if len(sources) == 1 else f"data/{name}_{one + 1}" for one in range(len(sources))]
     for source, folder in zip(sources, folders, strict=True):
         source = training_keys.known(ledger, key, f"--source of {folder}", source)
-        ledger.builds.append(Build(objective, source.partition("@")[0], folder, template))
+        loader, _, place = source.partition("@")
+        if place and loader not in _LOADERS:
+            ledger.by_hand.append(f"data: of {loader} the tool reads the folder {place} alone; build from that")
+        ledger.builds.append(Build(objective, place if place and loader in _LOADERS else loader, folder, template))
     many = _at(ledger, "max_samples")
     if len(folders) > 1:
         parts = [
             {"dir": folder} | ({"weight": float(weights[at])} if weights else {}) for at, folder in enumerate(folders)
         ]
         ledger.write("data.mixture", parts)
+        if weights:
+            ledger.by_hand.append(
+                "data.examples: an epoch of the tool ends when each data set was read (in the oldest versions: the "
+                "first), and after max_samples; set it to so many"
+            )
         if weights and ledger.given(many):
-            note = "shares are exact here, drawn at random there"
+            note = "the most examples of an epoch"
             ledger.carry(many, "data.examples", ledger.whole(many, low=1), verdict="approximated", note=note)
         ledger.judge(shares, "approximated", "data.mixture", "shares are exact here, drawn at random there")
     else:
@@ -286,7 +296,7 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     for one in ("dataset_split", "train_split"):
         at = _at(ledger, one)
         if ledger.get(at, "train") != "train":
-            ledger.carry(at, "data.split", str(ledger.get(at)))
+            ledger.carry(at, "data.split", training_keys.split_of(ledger, at, str(ledger.get(at))))
         ledger.judge(at, "kept", "data.split")
     _columns(ledger, objective)
 
@@ -295,14 +305,18 @@ def _columns(ledger: Ledger, objective: str) -> None:
     prompt = "input" if objective == "rm" else "prompt"
     wanted = {"prompt_key": prompt, "chosen_key": "chosen", "rejected_key": "rejected",
               "input_key": "prompt", "output_key": "output"}  # fmt: skip
+    chat = ledger.on(_at(ledger, "apply_chat_template"))
+    if chat and objective == "sft" and not ledger.given(_at(ledger, "output_key")):
+        wanted["input_key"] = "messages"
     for name, column in wanted.items():
         key = _at(ledger, name)
-        value = ledger.get(key)
-        known = ("prompt", "instruction", "user_prompt", "input") if column == "prompt" else (column,)
-        if value is not None and value not in known:
-            ledger.by_hand.append(f"data: rename column {value} to {column}")
-            ledger.judge(key, "approximated", f"column {column}", "rename it")
-        ledger.judge(key, "kept", f"column {column}")
+        if column in ("prompt", "input") and ledger.given(key) and not chat:
+            systems = " and ".join(training_keys.COLUMNS["system"])
+            ledger.by_hand.append(
+                f"system messages: the tool reads {shown(ledger.get(key))} alone; janus data build reads {systems} "
+                "too: leave these columns out"
+            )
+        training_keys.column(ledger, key, column)
 
 
 def _template(ledger: Ledger, objective: str, version: str) -> str:
@@ -359,7 +373,7 @@ def _intervals(ledger: Ledger) -> None:
         ledger.carry(every, "eval.every_steps", int(number))
         ledger.by_hand.append("held-out data: eval.every_steps needs a split; data.eval_split names it (validation)")
     ledger.judge(every, "not needed", note="is off")
-    ledger.judge(source, "approximated", "data.eval_dir", "by hand")
+    ledger.judge(source, *(("approximated", "data.eval_dir", "by hand") if held_out else ("not needed", "", "is off")))
     ledger.judge(split, "approximated", "data.eval_split", "by hand")
     if ledger.on(_at(ledger, "use_wandb")):
         ledger.carry(_at(ledger, "use_wandb"), "logging.wandb", True, note="the key comes from WANDB_API_KEY")

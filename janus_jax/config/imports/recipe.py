@@ -1,10 +1,11 @@
 """A file of another trainer becomes a configuration of ours, with an account of every key."""
 
+import contextlib
 import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from janus_jax.config import yaml_file
 from janus_jax.config.imports import axolotl, openrlhf, training_keys, trl, weights
-from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
+from janus_jax.config.imports.ledger import KINDS, VERDICTS, Ledger, Row, masked, shown
 from janus_jax.config.imports.source import Source, Tool, read
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.errors import ConfigError, first_line
@@ -93,6 +94,7 @@ def import_recipe(
     if source.trainer:
         _name_computed(ledger)
     changes = list(overrides)
+    _follow_objective(ledger, changes)
     config, text = _checked(ledger.config, changes)
     names = list(dict.fromkeys(change.partition("=")[0].strip() for change in changes))
     done = tuple(f"{one}:" for one in names)
@@ -110,6 +112,30 @@ def import_recipe(
     return Recipe(
         path, ledger.tool, kind, ledger, comment + text, overridden, tuple(ledger.commands), tuple(config.advice())
     )
+
+
+def _follow_objective(ledger: Ledger, overrides: list[str]) -> None:
+    """Makes the objective of the overrides that of the configuration and of its data: no key of the recipe's own counts
+    for another one."""
+    with _written(ledger.config) as file:
+        wanted = yaml_file.read_tree(file, overrides)[0].plain().get("objective")
+    old, new = ledger.config["objective"], wanted.get("name") if isinstance(wanted, dict) else None
+    if not isinstance(new, str) or new == old["name"]:
+        return
+    note = f"objective.name = {new} of the command line replaces {old['name']}"
+    for key, row in ledger.rows.items():
+        if row.ours.startswith("objective."):
+            ledger.rows[key] = dataclasses.replace(row, verdict="not needed", ours="", note=note)
+    ledger.defaults[:] = [row for row in ledger.defaults if not row.ours.startswith("objective.")]
+    ledger.defects[:] = [one for one in ledger.defects if not one.startswith("objective.")]
+    ledger.config["objective"] = {"name": new}
+    ledger.config.get("compat", {}).pop("orpo_padding", None)
+    kind = KINDS.get(new, new)
+    if any(one.kind != kind for one in ledger.builds):
+        ledger.by_hand.append(
+            f"data: the recipe's are for {old['name']}; check that they have the columns of --kind {kind}"
+        )
+    ledger.builds[:] = [dataclasses.replace(one, kind=kind) for one in ledger.builds]
 
 
 def _name_computed(ledger: Ledger) -> None:
@@ -149,7 +175,8 @@ def _move_builds(ledger: Ledger, data: Mapping[str, Any]) -> None:
 def _at(values: Any, key: str) -> Any:
     """The value at a dotted key; None: there is none."""
     for name in key.split("."):
-        values = values.get(name) if isinstance(values, Mapping) else None
+        is_item = isinstance(values, list) and name.isdigit() and int(name) < len(values)
+        values = values[int(name)] if is_item else values.get(name) if isinstance(values, Mapping) else None
     return values
 
 
@@ -174,15 +201,22 @@ def _steps(ledger: Ledger) -> list[str]:
     ]
 
 
-def _checked(values: dict[str, Any], overrides: list[str]) -> tuple[RunConfig, str]:
-    """The configuration as our loader reads it, and the keys that were set, in our order."""
+@contextlib.contextmanager
+def _written(values: dict[str, Any]) -> Iterator[str]:
+    """A file with the values; errors call it the imported configuration."""
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "imported.yaml")
         Path(file).write_text(yaml_file.dump(values), encoding="utf-8")
         try:
-            config = load_config(file, overrides)
+            yield file
         except ConfigError as error:
             raise ConfigError(str(error).replace(file, "the imported configuration")) from error
+
+
+def _checked(values: dict[str, Any], overrides: list[str]) -> tuple[RunConfig, str]:
+    """The configuration as our loader reads it, and the keys that were set, in our order."""
+    with _written(values) as file:
+        config = load_config(file, overrides)
     return config, yaml_file.dump(config.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 

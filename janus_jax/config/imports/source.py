@@ -40,6 +40,10 @@ _LAUNCHERS = {"num_gpus", "nproc_per_node", "nproc-per-node", "num_processes", "
 _NODES = {"num_nodes", "nnodes", "num_machines"}
 
 
+_ENVIRONMENT = frozenset(["HOME", "USER", "PWD", "PATH", "TMPDIR"])
+"""Variables that every shell has."""
+
+
 @dataclasses.dataclass
 class Source:
     """Keys and values of a recipe, in order. Keys of a command have no dashes in front."""
@@ -216,18 +220,41 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
             source.torn |= torn
             names = ", ".join(f"--{key}" for key in torn)
             source.defects.append(f"{names}: not part of the command, which ends at the comment in line {one.torn_by}")
-    source.defects += [f"${name} is set nowhere in the file" for name in sorted(script.unset) if not name.isdigit()]
-    source.defects += [f"{text} is not run here: its value is unknown" for text in sorted(script.executed)]
+    text = "\n".join(words[1:])  # what other commands need is none of ours
+    unset = [one for one in sorted(script.unset - _ENVIRONMENT) if re.search(rf"\$\{{?{one}\b", text)]
+    source.defects += [f"${one} is set nowhere in the file" for one in unset if not one.isdigit()]
+    source.defects += [f"{one} is not run here: its value is unknown" for one in sorted(script.executed) if one in text]
     source.beside |= {name: value for name, value in script.variables.items() if name not in script.used}
     source.devices = _devices(before, script.variables.get("CUDA_VISIBLE_DEVICES"))
+    if source.devices is None and "config_file" in before:
+        source.devices = accelerate_devices(path, before["config_file"])
     if "config" in values:
         source = _with_config(source, values["config"])
     return source
 
 
+_ACCELERATE = {"single_gpu": 1} | dict.fromkeys(("multi_gpu", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"), 8)
+"""Configurations of accelerate that TRL ships -> their devices."""
+
+
+def accelerate_devices(recipe: str, name: Any) -> int | None:
+    """The devices of an accelerate configuration: a file beside the recipe or in the working directory, or one that TRL
+    ships; None: it is none of them, or does not say."""
+    for place in _places(recipe, name):
+        if place.is_file():
+            values = _mapping(str(place), _text(str(place)), ".yaml", quiet=True) or {}
+            number = 1 if str(values.get("distributed_type")).upper() == "NO" else values.get("num_processes")
+            return number if isinstance(number, int) and number > 0 else None
+    return _ACCELERATE.get(str(name))
+
+
+def _places(recipe: str, name: Any) -> tuple[Path, ...]:
+    return Path(recipe).expanduser().parent / str(name), Path(str(name))
+
+
 def _with_config(source: Source, name: Any) -> Source:
     """A command with `--config FILE`, whose options come before the file's keys."""
-    for place in (Path(source.path).expanduser().parent / str(name), Path(str(name))):
+    for place in _places(source.path, name):
         if place.is_file():
             inner = flat(str(place), _mapping(str(place), _text(str(place)), place.suffix.lower() or ".yaml"))
             over = [key for key in inner if key in source.values]

@@ -22,6 +22,26 @@ PROMPTS = {
 }
 """The prompts of our templates, with and without a system message."""
 
+COLUMNS = {
+    "prompt": ("prompt", "instruction", "user_prompt"), "system": ("system", "system_prompt"), "input": ("input",),
+    "output": ("output", "reference_answer"), "chosen": ("chosen", "chosen_response"),
+    "rejected": ("rejected", "rejected_response"), "messages": ("messages", "conversations", "conversation"),
+}  # fmt: skip
+"""Column -> the names that `janus data build` takes for it."""
+OTHER_COLUMNS = {
+    "system": ("system_message",),
+    "prompt": ("question", "query"),
+    "output": ("response", "answer", "completion"),
+}
+"""Column -> names that it takes where a record has none of `COLUMNS`."""
+
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev", "development", "eval", "evaluation", "heldout", "holdout"},
+    "test": {"test", "testing"},
+}
+"""Split of a build -> the words that name it."""
+
 MESH = "devices are shared out by `mesh` here"
 ATTENTION = "precision.attention picks the kernel"
 LOGGING = "where metrics go: docs/training.md"
@@ -287,6 +307,29 @@ def known(ledger: Ledger, key: str, ours: str, value: str, instead: str = BY_HAN
         return value
     ledger.by_hand.append(f"{ours}: {key} = {shown(value)}: only the script's shell knows it; give the value itself")
     return instead
+
+
+def split_of(ledger: Ledger, key: str, value: str) -> str:
+    """The split that a build makes of the files of another tool's split."""
+    if value in _SPLITS or is_computed(value):
+        return value
+    words = re.split(r"[\W_]+", value.lower())
+    ours = next((name for name, own in _SPLITS.items() if own & set(words)), "train")
+    ledger.by_hand.append(f"data: {key} = {value}: give --source the files of that split alone, as {ours}=PATH")
+    return ours
+
+
+def column(ledger: Ledger, key: str, column: str) -> None:
+    """The verdict on a key that names one of our columns."""
+    value, names = ledger.get(key), COLUMNS[column]
+    if column == "input":  # of a reward model: the prompt serves as well
+        names = (*names, *COLUMNS["prompt"])
+    if value in OTHER_COLUMNS.get(column, ()) or (column, value) == ("prompt", "input"):
+        ledger.judge(key, "kept", f"column {column}", f"if the records have no column {' or '.join(names)}")
+    elif value is not None and value not in names:
+        ledger.by_hand.append(f"data: rename column {value} to {column}")
+        ledger.judge(key, "approximated", f"column {column}", "rename it")
+    ledger.judge(key, "kept", f"column {column}")
 
 
 def is_computed(value: Any) -> bool:

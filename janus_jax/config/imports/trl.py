@@ -6,6 +6,7 @@ from janus_jax.config.imports import training_keys
 from janus_jax.config.imports import trl_keys as keys
 from janus_jax.config.imports.axolotl import dpo_loss
 from janus_jax.config.imports.ledger import Build, Ledger, shown
+from janus_jax.config.imports.source import accelerate_devices
 from janus_jax.config.imports.training_keys import Batch
 from janus_jax.errors import ConfigError
 
@@ -24,6 +25,8 @@ _OVERLONG = {"sft": "truncate", "dpo": "truncate", "orpo": "truncate", "rm": "dr
 
 def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str:
     """As `axolotl.convert`. `trainer`: sft, dpo, orpo or rm, or nothing if the file does not say it."""
+    ledger.values = _without_negations(ledger.values)
+    devices = devices or _launched(ledger)
     objective = trainer or _guessed(ledger)
     if objective not in _RATES:
         raise ConfigError(f"{ledger.file}: objective {objective}: not here; allowed: {', '.join(_RATES)}")
@@ -48,6 +51,23 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     ledger.not_needed(keys.NOT_NEEDED)
     ledger.rest(keys.known(), "stops")
     return objective
+
+
+def _without_negations(values: dict[str, Any]) -> dict[str, Any]:
+    """`--no_packing`, which the parser of transformers has for each switch, as packing: false."""
+    known = set(keys.known())
+
+    def plain(key: str, value: Any) -> tuple[str, Any]:
+        negated = key.startswith("no_") and value is True and key not in known and key.removeprefix("no_") in known
+        return (key.removeprefix("no_"), False) if negated else (key, value)
+
+    return dict(plain(*item) for item in values.items())
+
+
+def _launched(ledger: Ledger) -> int | None:
+    """The devices of options that `trl` gives to accelerate; None: there are none."""
+    number = ledger.whole("num_processes", low=1)
+    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"))
 
 
 def _guessed(ledger: Ledger) -> str:
@@ -173,7 +193,8 @@ def _intervals(ledger: Ledger) -> None:
         number = ledger.number(source, 10)
         if number >= 1:
             ledger.carry(source, "eval.every_steps", int(number))
-        ledger.write("data.eval_split", str(ledger.get("dataset_test_split", "test")))
+        key = "dataset_test_split"
+        ledger.write("data.eval_split", training_keys.split_of(ledger, key, str(ledger.get(key, "test"))))
     on = evaluates != "no"
     ledger.judge("eval_strategy", "kept" if evaluates in ("no", "steps") else "approximated", "eval.every_steps")
     ledger.judge(
@@ -210,14 +231,14 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
         )
     parts: list[tuple[str, Any, str]] = []
     if ledger.given("dataset_name"):
-        parts.append(("dataset_name", ledger.get("dataset_name"), str(ledger.get("dataset_train_split", "train"))))
+        parts.append(("dataset_name", ledger.get("dataset_name"), "dataset_train_split"))
     number = 0
     while ledger.given(f"datasets[{number}].path"):
         at = f"datasets[{number}]"
         path = ledger.get(f"{at}.path")
         if path in ("json", "parquet", "csv", "arrow") and isinstance(ledger.get(f"{at}.data_files"), str):
             path = ledger.get(f"{at}.data_files")
-        parts.append((f"{at}.path", path, str(ledger.get(f"{at}.split", "train"))))
+        parts.append((f"{at}.path", path, f"{at}.split"))
         number += 1
     if not parts:
         ledger.by_hand.append("data.dir: the file names no data sets")
@@ -225,12 +246,13 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
             ledger.judge("datasets", "ignored", note="names no data sets")
         ledger.builds.append(Build(objective, training_keys.BY_HAND, f"data/{name}"))
     folders = []
-    for key, path, split in parts:
+    for key, path, split_key in parts:
         folder = f"data/{name}" if len(parts) == 1 else f"data/{name}_{len(folders) + 1}"
         folders.append(folder)
         ledger.judge(key, "approximated", folder, "built once, before training")
         source = training_keys.known(ledger, key, f"--source of {folder}", str(path))
         ledger.builds.append(Build(objective, source, folder, template))
+        split = training_keys.split_of(ledger, split_key, str(ledger.get(split_key, "train")))
         if split != "train":
             ledger.write("data.split", split)
     if len(folders) > 1:

@@ -20,6 +20,7 @@ MARKS = {
 NOT_NEEDED = {
     ATTENTION: "attn_implementation",
     MESH: "deepspeed fsdp fsdp_config parallelism_config accelerator_config local_rank ddp_find_unused_parameters "
+    "num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids accelerate_config "
     "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout use_cpu no_cuda use_mps_device",
     LOGGING: "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id logging_dir logging_strategy "
     "logging_first_step log_on_each_node logging_nan_inf_filter log_level log_level_replica disable_tqdm "

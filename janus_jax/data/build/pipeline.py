@@ -21,7 +21,7 @@ from janus_jax.data.build.derive import Derivation
 from janus_jax.data.build.encode import UNUSABLE, Encoded, Encoder, Texts, encoding
 from janus_jax.data.build.ratings import Ratings
 from janus_jax.data.build.reading import Choice, Reading
-from janus_jax.data.build.sources import OVERRULE, find_splits, refuse_shared_files
+from janus_jax.data.build.sources import OVERRULE, file_sets, find_splits, refuse_shared_files
 from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, id_dtype
 from janus_jax.data.example import TOKEN_FEATURES
 from janus_jax.data.schema import Record, RecordError, check_kind
@@ -140,6 +140,7 @@ def build(
             fingerprint=fingerprint_of(written),
             marks=list(encoder.chat.marks),
             unread_files=dict(sorted(unread.items())),
+            file_sets={name: sets for name, paths in files.items() if len(sets := file_sets(paths)) > 1},
             **dataclasses.asdict(choice),
         )
         manifest.save(directory)

@@ -9,6 +9,7 @@ COLUMNS = (
     ("score_chosen", "score_rejected"),  # HuggingFaceH4/ultrafeedback_binarized
     ("chosen-rating", "rejected-rating"),  # argilla/ultrafeedback-binarized-preferences-cleaned
     ("chosen_rating", "rejected_rating"),  # argilla/dpo-mix-7k
+    ("rating_chosen", "rating_rejected"),  # argilla/distilabel-capybara-dpo-7k-binarized
     ("chosen_avg_rating", "rejected_avg_rating"),  # argilla/ultrafeedback-binarized-preferences
     ("chosen_score", "rejected_score"),
 )

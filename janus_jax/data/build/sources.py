@@ -249,6 +249,13 @@ def listed(counts: Mapping[str, int], most: int = 12) -> str:
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more kinds" if len(shown) > most else "")
 
 
+def file_sets(files: Sequence[Path]) -> list[str]:
+    """Names of the numbered sets (NAME-00000-of-00003) among files, below their common folder."""
+    top = os.path.commonpath([path.parent for path in files])
+    numbered = ((path.parent, path.name[: shard.start()]) for path in files if (shard := _SHARD.search(path.name)))
+    return sorted({os.path.relpath(folder / name.rstrip("-_. "), top) for folder, name in numbered})
+
+
 def _others_of_set(path: Path) -> dict[str, int]:
     """Files of the numbered set that a single file is one of, as `unread` counts them."""
     shard = _SHARD.search(path.name)

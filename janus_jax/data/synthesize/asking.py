@@ -6,15 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from janus_jax.data.synthesize.files import UNANSWERED
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_requests import Messages, RefusedOptionError, Reply, Wanted
+from janus_jax.storage.endpoint_errors import RefusedOptionError
+from janus_jax.storage.endpoint_requests import Messages, Reply, Wanted
 
 CHUNK = 1024
 """Requests that are built at a time, so that memory does not grow with the collection."""
 _AHEAD = 8
 """For each request at the same time, items that may be begun before the first of them is done: outcomes are in order,
 and one that waits for a slow answer holds up no other."""
-UNANSWERED = "no_answer"
 
 
 class Rejected(Exception):

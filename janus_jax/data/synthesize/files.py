@@ -24,6 +24,9 @@ from janus_jax.storage.bucket import os_errors
 
 ROWS, DROPPED, STEP, JOURNAL, BATCH = "rows.jsonl", "dropped.jsonl", "step.json", "replies.jsonl", "batch"
 FAILED = "dropped.failed.jsonl"
+UNANSWERED = "no_answer"
+"""The reason of what is dropped because its request has no answer."""
+_SHOWN = 3
 
 
 class StepDirectory:
@@ -83,6 +86,15 @@ class StepDirectory:
             return ""
         with os_errors(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def unanswered(self) -> str:
+        """Why requests have no answer: the commonest reasons, with counts."""
+        reasons, path = Counter[str](), self.path / DROPPED
+        with os_errors(path), path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                if row["reason"] == UNANSWERED:
+                    reasons[str(row.get("detail"))] += 1
+        return commonest(reasons)
 
     def is_edited(self) -> bool:
         """Whether somebody changed the rows since the step wrote them."""
@@ -199,6 +211,13 @@ def changed_settings(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     old = facts.get("inputs", {})
     names += [f"the rows of {name}" for name, digest in asked["inputs"].items() if old.get(name) != digest]
     return ", ".join(names)
+
+
+def commonest(reasons: Counter[str]) -> str:
+    """The three commonest of some reasons, with counts."""
+    first = reasons.most_common(_SHOWN)
+    rest = reasons.total() - sum(count for _, count in first)
+    return "; ".join([*(f"{count:,}: {reason}" for reason, count in first), *([f"{rest:,}: others"] if rest else [])])
 
 
 def summary(name: str, value: Mapping[str, Any]) -> str:

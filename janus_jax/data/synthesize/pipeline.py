@@ -219,7 +219,8 @@ class Synthesis:
     def _require_answers(self) -> None:
         for name, directory in self.directories.items():
             if count := directory.facts().get("unanswered"):
-                raise StorageError(name, f"the endpoint gave no answer to {counted(count, 'request')}; start again")
+                what = f"no answer to {counted(count, 'request')} ({directory.unanswered()}); start again"
+                raise StorageError(name, f"endpoints.{getattr(self.config, STEPS[name].section).endpoint}", what)
 
     def unmade_before(self, name: str) -> list[str]:
         """The steps that one needs, itself or through others, and that are to be made before it, in order."""
@@ -236,9 +237,8 @@ class Synthesis:
         for name in step.inputs:
             if not self._is_usable(name):
                 state = "has changed" if self.directories[name].facts() else "is not made"
-                raise ConfigError(
-                    f"--step {step.name}: the step {name}, which it needs, {state}; run --step {name} first"
-                )
+                what = f"the step {name}, which it needs, {state}; run --step {name} first"
+                raise ConfigError(f"--step {step.name}", what)
 
     def _make(self, step: Step) -> bool:
         directory = self.directories[step.name]
@@ -249,7 +249,8 @@ class Synthesis:
         self._require_unedited(step.name)
         asked, began = self._asked_for(step), time.monotonic()
         if changed := changed_settings(directory.facts(), asked):
-            self._tell(f"note: {step.name} is made again: {changed} changed; requests that did not are not sent again")
+            kept = "requests that did not are not sent again" if step.asks(self.config) else "it asks no model"
+            self._tell(f"note: {step.name} is made again: {changed} changed; {kept}")
         stage = self._stage(step, self.directories)
         try:
             try:

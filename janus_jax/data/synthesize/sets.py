@@ -6,6 +6,7 @@ stay when instructions are added; the new ones get what has been used least.
 """
 
 import dataclasses
+import difflib
 import math
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -36,10 +37,12 @@ class Rules:
     """Preferences that no set holds together. A rule is a list of parts, each with names that one preference has."""
 
     parts: tuple[tuple[Mapping[str, str], ...], ...]
+    places: tuple[str, ...] = ()
+    """FILE:LINE of each rule."""
 
     def hits(self, one: Preference) -> Hits:
         """(rule, part) of each part that a preference fits."""
-        names: dict[str, str] = dict(zip(_KEYS, map(plain, (one.dimension.replace("_", " "), *one[1:3])), strict=True))
+        names = {key: plain(name) for key, name in _names(one)}
         return frozenset(
             (rule, part)
             for rule, parts in enumerate(self.parts)
@@ -51,6 +54,37 @@ class Rules:
         """Whether preferences with these hits are a set that a rule forbids."""
         rules = {rule for one in hits for rule, _ in one}
         return any(_covered(hits, rule, len(self.parts[rule])) for rule in rules)
+
+    def idle(self, hierarchy: Hierarchy) -> Iterator[str]:
+        """A line for each rule that forbids no set of the hierarchy, with the names that are most like its own."""
+        known: dict[str, dict[str, str]] = {key: {} for key in _KEYS}
+        for one in hierarchy.preferences():
+            for key, name in _names(one):
+                known[key].setdefault(plain(name), name)
+        hits = [
+            frozenset().union(*(self.hits(one) for inner in subdimensions.values() for one in inner))
+            for subdimensions in hierarchy.dimensions.values()
+        ]
+        for rule, (place, parts) in enumerate(zip(self.places, self.parts, strict=True)):
+            unfit = [one for part, one in enumerate(parts) if not any((rule, part) in own for own in hits)]
+            why = "its parts are of too few dimensions; a set has one preference of each dimension"
+            if unfit or not _covered(hits, rule, len(parts)):
+                yield f"{place}: the rule forbids nothing: {_unfit(unfit[0], known) if unfit else why}"
+
+
+def _names(one: Preference) -> Iterator[tuple[str, str]]:
+    """(key of a rule, name) of a preference."""
+    return zip(_KEYS, (one.dimension.replace("_", " "), *one[1:3]), strict=True)
+
+
+def _unfit(part: Mapping[str, str], known: Mapping[str, Mapping[str, str]]) -> str:
+    """Why no preference fits a part. Args: known: key -> plain names that the hierarchy has, and their spelling."""
+    for key, value in part.items():
+        if value not in known[key]:
+            near = difflib.get_close_matches(value, known[key], 3)
+            like = f"; similar names: {', '.join(known[key][one] for one in near)}" if near else ""
+            return f"no {key} is called {value!r}{like}"
+    return f"no preference has {' and '.join(f'{key} {value!r}' for key, value in part.items())}"
 
 
 def _covered(hits: Sequence[Hits], rule: int, parts: int) -> bool:
@@ -71,7 +105,7 @@ def read_rules(path: str | None) -> Rules:
         ConfigError, DataError: FILE:LINE is no rule.
     """
     file = OWN / "assets" / "incompatible.yaml" if path is None else Path(path).expanduser()
-    made = []
+    made, places = [], []
     for item, origin in read_list(file):
         allowed = "allowed: a list of two parts or more, each with dimension, subdimension or preference"
         if not isinstance(item, list) or len(item) < 2 or not all(isinstance(one, dict) and one for one in item):
@@ -82,7 +116,8 @@ def read_rules(path: str | None) -> Rules:
             if not all(isinstance(value, str) and value.strip() for value in part.values()):
                 raise DataError(origin, f"a name is no text; {allowed}")
         made.append(tuple({key: plain(value.replace("_", " ")) for key, value in part.items()} for part in item))
-    return Rules(tuple(made))
+        places.append(origin)
+    return Rules(tuple(made), tuple(places))
 
 
 class Deck:
@@ -148,6 +183,9 @@ def run(stage: Stage) -> None:
     rules = read_rules(config.sets.incompatible)
     ids = [row["id"] for row in stage.rows("instructions")]
     _require_enough(hierarchy, config.sets.per_instruction)
+    if config.sets.incompatible is not None and not stage.dry:  # ours are for our seed
+        for line in rules.idle(hierarchy):
+            stage.note(line)
     kept = _kept(stage, hierarchy, rules)
     writer.counts["kept"] = sum(1 for one in ids if one in kept)
     sets, failed = draw(hierarchy, ids, config.sets.per_instruction, config.seed, rules, kept)

@@ -11,12 +11,13 @@ from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.synthesize import gates, structured
 from janus_jax.data.synthesize.asking import CHUNK, Compare, Item, Outcome, Reader, Rejected, ask
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
-from janus_jax.data.synthesize.files import StepDirectory, Writer
+from janus_jax.data.synthesize.files import StepDirectory, Writer, summary
 from janus_jax.data.synthesize.prompts import Prompt, read_prompt
 from janus_jax.errors import ConfigError, counted
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
-from janus_jax.storage.endpoint_requests import RefusedOptionError, UnreachableError
+from janus_jax.storage.endpoint_errors import RefusedOptionError, RefusedRequestError
+from janus_jax.storage.endpoint_requests import UnreachableError
 
 EXPECTED = {"hierarchy": 500, "systems": 230, "responses": 520, "rubrics": 300}
 """Tokens of an answer, about: of the Multifaceted Collection where they are known."""
@@ -99,6 +100,10 @@ class Stage:
     def has(self, step: str) -> bool:
         """Whether another step has ended."""
         return bool(self._directories[step].facts())
+
+    def summary(self, step: str) -> str:
+        """What another step made and left out."""
+        return summary(step, self._directories[step].facts())
 
     def prompt(self, name: str) -> Prompt:
         if name not in self._prompts:
@@ -279,6 +284,10 @@ def _named_options(section: AskSection, step: str) -> Iterator[None]:
         yield
     except UnreachableError as error:
         raise UnreachableError(f"{where}.base_url", f"{error}; what was answered is kept") from error
+    except RefusedRequestError as error:
+        keys = {"key": f"{where}.key_variable", "model": f"{where}.model, {where}.base_url"}
+        error.args = (keys.get(error.about, where), *error.args)
+        raise
     except RefusedOptionError as error:
         keys = {
             "seed": f"{where}.seed: false",
@@ -289,5 +298,6 @@ def _named_options(section: AskSection, step: str) -> Iterator[None]:
             "response_format": f"{where}.structured: json_object, or none,",
         }
         if (key := keys.get(error.option)) is None:
+            error.args = (where, *error.args)
             raise
         raise ConfigError(f"{error}; {key} is for such an endpoint") from error

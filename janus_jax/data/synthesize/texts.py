@@ -225,7 +225,8 @@ def bench_ids(stage: Stage) -> set[str]:
         return set()
     ids = [row["id"] for row in stage.rows("instructions")]
     if number >= len(ids):
-        raise DataError(f"bench.instructions = {number}", f"of {len(ids)} instructions; allowed: fewer than all")
+        what = f"allowed: fewer than the {counted(len(ids), 'instruction')} that the sources leave"
+        raise DataError(f"bench.instructions = {number}", f"{what} ({stage.summary('instructions')})")
     return set(shuffled(ids, stage.config.seed, "bench")[:number])
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from janus_jax.config.imports.recipe import Recipe
 from janus_jax.config.imports.source import flat
-from janus_jax.config.imports.training_keys import PROMPTS
+from janus_jax.config.imports.training_keys import COLUMNS, OTHER_COLUMNS, PROMPTS
 from janus_jax.config.run import load_config
+from janus_jax.data import schema
 from janus_jax.errors import ConfigError
 from janus_jax.text.template import TEMPLATES
 from tests.support.recipes import BASE, PUBLISHED, imported, sft, verdicts
@@ -85,6 +86,15 @@ def test_padding_that_is_not_here_is_named(key: str, value: object, tmp_path: Pa
         ("deepspeed", "zero3.json", "not needed"),
         ("optimizer", "paged_adamw_8bit", "approximated"),
         ("seed", 7, "kept"),
+        ("chat_template", "phi_3", "not needed"),
+        ("swanlab_project", "x", "not needed"),
+        ("use_scattermoe", True, "not needed"),
+        ("loss_watchdog_threshold", 5.0, "not needed"),
+        ("plugins", ["axolotl.integrations.liger.LigerPlugin"], "not needed"),
+        ("plugins", ["axolotl.integrations.spectrum.SpectrumPlugin"], "not supported"),
+        ("spectrum_top_fraction", 0.5, "not supported"),
+        ("kd_alpha", 0.9, "not supported"),
+        ("early_stopping_patience", 3, "ignored"),
     ],
 )
 def test_one_verdict_for_a_key(key: str, value: Any, verdict: str, tmp_path: Path) -> None:
@@ -112,6 +122,12 @@ def test_one_verdict_for_a_key(key: str, value: Any, verdict: str, tmp_path: Pat
         ({"rl": "simpo", "simpo_gamma": 0.4}, {"objective.gamma": 0.4, "objective.sft_weight": 1.0}),
         ({"reward_model": True, "center_rewards_coefficient": 0.01}, {"objective.center_weight": 0.01}),
         ({"excess_length_strategy": "raise"}, {"batch.overlong": "error"}),
+        (
+            {"early_stopping_patience": 3, "save_steps": 8, "eval_steps": 4},
+            {"eval.stop_after": 3, "eval.every_steps": 4},
+        ),
+        ({"early_stopping_patience": 3, "save_steps": 0.2, "eval_steps": 0.1}, {"eval.stop_after": None}),
+        ({"fsdp_config": {"activation_checkpointing": True}}, {"remat": "full"}),
         ({"bf16": False}, {"precision.compute": "float32"}),
         ({"save_steps": 20, "eval_steps": 0.1}, {"checkpoint.every_steps": 20, "eval.every_steps": None}),
     ],
@@ -119,8 +135,37 @@ def test_one_verdict_for_a_key(key: str, value: Any, verdict: str, tmp_path: Pat
 def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
     _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=2)
     for key, value in expected.items():
-        section, name = key.split(".")
-        assert report["config"].get(section, {}).get(name) == value, key
+        section, _, name = key.partition(".")
+        written = report["config"].get(section, {})
+        assert (written.get(name) if name else written) == value, key
+
+
+def test_the_file_says_its_devices_by_the_sizes_of_its_mesh(tmp_path: Path) -> None:
+    keys = {"dp_shard_size": 4, "dp_replicate_size": 2, "tensor_parallel_size": 2}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys)
+    assert report["config"]["batch"]["examples"] == 3 * 8 and not any("devices" in one for one in report["by_hand"])
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"dp_shard_size": 1})
+    assert any(one.startswith("devices: ") for one in report["by_hand"])
+
+
+@pytest.mark.parametrize(
+    ("data", "verdict", "template", "defect"),
+    [
+        ({"type": "completion", "field": "text"}, "not supported", "plain", ""),
+        ({"type": "input_output"}, "not supported", "plain", ""),
+        ({"type": "sharegpt"}, "kept", "chatml", "has no such type and stops"),
+        ({"type": "sharegpt", "conversation": "mistral"}, "kept", None, "has no such type and stops"),
+        ({"type": "alpaca"}, "approximated", "plain", ""),
+    ],
+)
+def test_types_of_data(data: dict[str, str], verdict: str, template: str | None, defect: str, tmp_path: Path) -> None:
+    recipe = SMALL | {"datasets": [{"path": "a/b", **data}], "chat_template": "chatml"}
+    _, report = imported(tmp_path, "x.yaml", recipe, devices=1)
+    own = verdicts(report)
+    assert own["datasets[0].type"] == verdict and own.get("datasets[0].field") in (None, "not supported")
+    assert (f"--template {template}" if template else "--out data/x") in report["commands"][-1]
+    assert any(defect in one for one in report["defects"]) == bool(defect)
+    assert "unknown" not in own.values()
 
 
 def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
@@ -177,11 +222,42 @@ def test_several_data_sets_and_held_out_data(tmp_path: Path) -> None:
     assert "--source c.jsonl" in commands[1] and "--template chatml --validation-fraction 0.05" in commands[1]
 
 
-def test_unknown_column_is_to_be_renamed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "column", "value", "verdict"),
+    [
+        ("field_output", "output", "reply", "approximated"),
+        ("field_output", "output", "reference_answer", "kept"),
+        ("field_output", "output", "answer", "kept"),
+        ("field_instruction", "prompt", "question", "kept"),
+    ],
+)
+def test_columns_that_a_build_does_not_know_are_to_be_renamed(
+    field: str, column: str, value: str, verdict: str, tmp_path: Path
+) -> None:
     content = sft("a/b", 1)
-    content["datasets"][0]["type"]["field_output"] = "answer"
+    content["datasets"][0]["type"][field] = value
     _, report = imported(tmp_path, "x.yaml", content, devices=1)
-    assert "data: rename column answer to output" in report["by_hand"]
+    assert verdicts(report)[f"datasets[0].type.{field}"] == verdict
+    assert (f"data: rename column {value} to {column}" in report["by_hand"]) == (verdict == "approximated")
+    row = next(row for row in report["keys"] if row["key"].endswith(field))
+    assert bool("if the records have no column" in row["note"]) == (value in ("answer", "question"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "ours", "line"),
+    [
+        (["train[:5%]"], None, "data: datasets[0].split = train[:5%]: give --source the files of that split alone"),
+        (["train", "test"], "train", "data.split: the data sets have the splits train, test; a run reads one of all"),
+    ],
+)
+def test_splits_are_those_of_builds(splits: list[str], ours: str | None, line: str, tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chatml.intel", "split": one} for one in splits]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data}, devices=1)
+    assert report["config"]["data"].get("split") == ours and any(one.startswith(line) for one in report["by_hand"])
+
+
+def test_names_of_columns_are_those_of_builds() -> None:
+    assert schema.ALIASES == COLUMNS and schema.OTHER_NAMES == OTHER_COLUMNS
 
 
 def test_prompts_are_those_of_our_templates() -> None:

@@ -82,6 +82,30 @@ def test_defects(options: str, words: str, tmp_path: Path) -> None:
     assert words in "\n".join(report["defects"])
 
 
+@pytest.mark.parametrize(
+    ("data", "source", "by_hand"),
+    [
+        ("json@/data/pairs", "/data/pairs", ""),
+        ("a/b@part", "a/b", "data: of a/b the tool reads the folder part alone; build from that"),
+        ("a/b,c.jsonl --dataset_probs 0.5,0.5", "a/b", "data.examples: an epoch of the tool ends when each data set"),
+        ("rows.jsonl --input_key question", "rows.jsonl", "system messages: the tool reads question alone; janus data"),
+        ("rows.jsonl --input_key conversations --apply_chat_template", "rows.jsonl", ""),
+        ("rows.jsonl --input_key talks --apply_chat_template", "rows.jsonl", "data: rename column talks to messages"),
+        ('rows.jsonl --eval_dataset ""', "rows.jsonl", ""),
+    ],
+)
+def test_data(data: str, source: str, by_hand: str, tmp_path: Path) -> None:
+    command = "export PATH=$HOME/bin:$PATH\nlogin $TOKEN $(cat key)\ndeepspeed --module openrlhf.cli.train_sft --bf16 "
+    _, report = imported(tmp_path, "x.sh", f"{command}--pretrain mistralai/Mistral-7B-v0.1 --dataset {data}", devices=1)
+    assert any(f" --source {source} " in one for one in report["commands"])
+    lines = [one for one in report["by_hand"] if not one.startswith("prompts: ")]
+    assert [one.startswith(by_hand) for one in lines] == [True] * bool(by_hand)
+    verdict = verdicts(report)
+    assert verdict.get("input_key") in (None, "approximated" if "talks" in data else "kept")
+    assert verdict.get("eval_dataset") in (None, "not needed")
+    assert not any("$" in one for one in report["defects"])  # what another command uses is no defect of this one
+
+
 def test_number_that_no_one_knows(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"learning_rate = \$RATE: allowed: a number"):
         imported(tmp_path, "x.sh", DPO + "--learning_rate $RATE")

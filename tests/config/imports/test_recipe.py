@@ -173,6 +173,31 @@ def test_data_are_built_where_the_configuration_reads_them(tmp_path: Path) -> No
     assert "data: the overrides name 1 directories, the recipe has 2 data sets" in "\n".join(report["by_hand"])
 
 
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("objective.name=orpo", "orpo"),
+        ("objective.name=rm", "rm"),
+        ("objective.name=sft", "sft"),
+        ("objective={name: simpo, beta: 2.0}", "dpo"),
+    ],
+)
+def test_data_and_keys_follow_an_objective_of_the_command_line(override: str, kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yml"
+    file.write_text(yaml.safe_dump(PUBLISHED["dpo.yml"] | {"rl_beta": 0.3, "dpo_label_smoothing": 0.1}))
+    given = ["import", str(file), "--devices", "1", "--json", "--compat", "init.from=a/b", override]
+    report = json.loads(RUN.invoke(command.app, given).stdout)
+    name = "simpo" if "simpo" in override else kind
+    assert report["config"]["objective"] == {"name": name} | ({"beta": 2.0} if name == "simpo" else {})
+    assert f"janus data build --kind {kind} --source" in report["commands"][-1]
+    row = next(row for row in report["keys"] if row["key"] == "rl_beta")
+    assert row["verdict"] == "not needed" and f"objective.name = {name} of the command line" in row["note"]
+    columns = f"data: the recipe's are for dpo; check that they have the columns of --kind {kind}"
+    assert (columns in report["by_hand"]) == (kind != "dpo")
+    report = json.loads(RUN.invoke(command.app, [*given[:-1], "objective.name=dpo", "objective.beta=0.5"]).stdout)
+    assert report["config"]["objective"]["beta"] == 0.5 and "--kind dpo" in report["commands"][-1]
+
+
 @pytest.mark.parametrize("text", ["$(python get.py a,b)", "`get.py`", "${D%%x}", "$NOWHERE"])
 def test_what_only_a_shell_knows_is_done_by_hand(text: str, tmp_path: Path) -> None:
     script = f"D={text}\npython train_dpo.py --dataset $D --pretrain $D --ref_pretrain '$(other)' --save_path $D/x "

@@ -103,6 +103,50 @@ def test_what_is_not_here(objective: str, keys: dict[str, Any], refused: list[st
     assert sorted(report["refused"]) == refused
 
 
+@pytest.mark.parametrize(
+    ("command", "devices"),
+    [
+        ("trl sft --num_processes 4", 4),
+        ("trl sft --accelerate_config zero2", 8),
+        ("trl sft --accelerate_config single_gpu", 1),
+        ("trl sft --accelerate_config zero2 --num_processes 2", 2),
+        ("trl sft --accelerate_config mine.yaml", 6),
+        ("accelerate launch --config_file mine.yaml trl/scripts/sft.py", 6),
+        ("accelerate launch --config_file alone.yaml trl/scripts/sft.py", 1),
+        ("accelerate launch --config_file absent.yaml trl/scripts/sft.py", None),
+    ],
+)
+def test_devices_of_accelerate(command: str, devices: int | None, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("distributed_type: FSDP\nnum_processes: 6\n")
+    (tmp_path / "alone.yaml").write_text("distributed_type: 'NO'\nnum_processes: 8\n")
+    options = "--model_name_or_path a/b --dataset_name c/d --no_packing --no_frobnicate"
+    _, report = imported(tmp_path, "x.sh", f"{command} {options}")
+    assert report["config"]["batch"] == report["config"]["batch"] | {"examples": 8 * (devices or 1)}
+    assert any(one.startswith("devices: ") for one in report["by_hand"]) == (devices is None)
+    assert report["refused"] == ["no_frobnicate"]
+    row = next(row for row in report["keys"] if row["key"] == "packing")
+    assert (row["value"], row["verdict"]) == (False, "kept")
+
+
+@pytest.mark.parametrize(
+    ("named", "ours", "by_hand"),
+    [
+        ("train", None, False),
+        ("validation", "validation", False),
+        ("train_prefs", None, True),
+        ("test_sft", "test", True),
+    ],
+)
+def test_splits_are_those_of_builds(named: str, ours: str | None, by_hand: bool, tmp_path: Path) -> None:
+    keys = {"packing": True, "dataset_train_split": named}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    assert report["config"]["data"].get("split") == ours
+    line = (
+        f"data: dataset_train_split = {named}: give --source the files of that split alone, as {ours or 'train'}=PATH"
+    )
+    assert (line in report["by_hand"]) == by_hand
+
+
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     keys = {"packing": True, "hub_token": "hf_9a8b", "env": {"HF_TOKEN": "hf_7c6d", "MODE": "shown"}}
     recipe, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)

@@ -11,7 +11,7 @@ from janus_jax.data.build.derive import Derivation
 from janus_jax.data.build.reading import Choice, Reading
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
-from tests.support.records import QUESTIONS, write_json_lines
+from tests.support.records import QUESTIONS, write_json_lines, write_records
 
 ROWS = [{"prompt": f"Why {i % 40}?", "output": f"Because {i}.", "id": i} for i in range(100)]
 
@@ -194,6 +194,24 @@ def test_marks_are_noted(tmp_path):
     assert dataclasses.asdict(Choice()) == {"dedupe": False, "validation_fraction": None, "validation_seed": 0}
 
 
+def test_a_split_of_several_sets_of_files_names_them(tmp_path):
+    """As UltraFeedback-binarized is published: three sets of training files, whose prompts are the same."""
+    from janus_jax.cli.data import _left_out
+    from janus_jax.data.build.pipeline import build
+
+    (tmp_path / "source/data").mkdir(parents=True)
+    for at, name in enumerate(("train_prefs", "train_sft", "test_prefs")):
+        rows = [row | {"prompt": f"{name} {row['prompt']}"} for row in QUESTIONS[: 3 + at]]
+        for shard in range(2):
+            write_records(tmp_path / f"source/data/{name}-0000{shard}-of-00002.parquet", rows[shard::2])
+    manifest = build(tmp_path / "source", tmp_path / "out", kind="sft")
+    assert manifest.file_sets == {"train": ["train_prefs", "train_sft"]} and manifest.splits["train"].examples == 7
+    (note,) = _left_out(manifest)
+    assert note.startswith(
+        "note: split train joins 2 sets of files: train_prefs, train_sft; if they repeat each other,"
+    )
+
+
 def test_a_build_says_what_it_did_and_an_older_manifest_still_loads(tmp_path):
     from janus_jax.data.build.pipeline import build
     from janus_jax.data.dataset import Manifest
@@ -210,7 +228,7 @@ def test_a_build_says_what_it_did_and_an_older_manifest_still_loads(tmp_path):
     assert sum(split.dropped["repeated_record"] for split in manifest.splits.values() if split.dropped) == 3
 
     stored = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    for name in ("unread_files", *options):
+    for name in ("unread_files", "file_sets", *options):
         del stored[name]
     for split in stored["splits"].values():
         del split["notes"], split["unread"]

@@ -5,7 +5,7 @@ import pytest
 from janus_jax.data.synthesize import dry_run
 from janus_jax.data.synthesize.config import load_synthesis
 from janus_jax.data.synthesize.pipeline import Synthesis
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, DataError
 from janus_jax.storage.endpoint_requests import BudgetError
 from tests.support.endpoint_server import serving
 from tests.support.synthesizing import answer, made, rows, write_config
@@ -41,6 +41,16 @@ def test_it_refuses_what_the_run_refuses(tmp_path):
         refusal(made(tmp_path, server, systems={"temperature": 0.5}, **small), r"systems/rows.jsonl: was edited, and")
         assert len(server.bodies) == sent
         assert list(dry_run.lines(made(tmp_path, server, **small), "systems"))  # used as they are
+
+
+def test_a_bench_of_all_instructions_is_refused_with_what_the_sources_dropped(tmp_path):
+    only, every = {"sources": [{"path": str(tmp_path / "questions.jsonl"), "first": 1}]}, {"max_chars": 45}
+    what = (
+        "bench.instructions = 1: allowed: fewer than the 1 instruction that the sources leave .instructions: 1 row of"
+    )
+    for change, read in ((only, "1 record"), (every, "6 records; dropped: 5 too_long")):
+        with serving(answer) as server, pytest.raises(DataError, match=f"{what} {read}."):
+            made(tmp_path, server, instructions=change).estimate()
 
 
 def test_it_counts_the_answers_of_a_hierarchy_that_was_stopped(tmp_path):

@@ -112,6 +112,36 @@ def test_incompatible_preferences_never_meet(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        (
+            "{subdimension: Concisenes}, {subdimension: Depth}",
+            "no subdimension is called 'concisenes'; similar names: Con",
+        ),
+        ("{dimension: styles}, {subdimension: Depth}", "no dimension is called 'styles'; similar names: style"),
+        ("{preference: zzz}, {subdimension: Depth}", "no preference is called 'zzz'"),
+        ("{dimension: style, subdimension: Depth}, {dimension: style}", "no preference has dimension 'style' and subd"),
+        ("{subdimension: Conciseness}, {subdimension: Tone}", "a set has one preference of each dimension"),
+    ],
+)
+def test_a_rule_that_forbids_nothing_is_noted_with_similar_names(tmp_path, rule, line):
+    path, lines = tmp_path / "rules.yaml", []
+    path.write_text(f"- [{{subdimension: Conciseness}}, {{subdimension: Depth}}]\n- [{rule}]\n")
+    config = write_config(
+        tmp_path,
+        "http://127.0.0.1:1/v1",
+        sets={"incompatible": str(path)},
+        hierarchy={"subdimensions": 0, "preferences": 0},
+    )
+    work = Synthesis(load_synthesis(config), tell=lines.append)
+    for step in ("instructions", "hierarchy", "sets"):
+        assert work.run(step)
+    (note,) = [one for one in lines if "forbids" in one]
+    assert note.startswith(f"note: {path}:2: the rule forbids nothing: ") and line in note
+    assert not list(read_rules(None).idle(read_seeds([EMBEDDED], 0.8, Counter())))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("- [{dimension: a}]", r"rules.yaml:1: is no rule"),

@@ -14,8 +14,8 @@ from janus_jax.data.synthesize.files import Lock
 from janus_jax.data.synthesize.prompts import read_prompt
 from janus_jax.errors import ConfigError, DataError, HeldError, StorageError
 from janus_jax.storage.pace import pause_after  # before a fixture replaces it
-from tests.support.endpoint_server import Answer, said, serving
-from tests.support.synthesizing import KEY, answer, facts, made, replies, reply, rows, started, write_config
+from tests.support.endpoint_server import Answer, refused, said, serving
+from tests.support.synthesizing import KEY, QUESTIONS, answer, facts, made, replies, reply, rows, started, write_config
 
 pytest.importorskip("openai")
 
@@ -76,13 +76,13 @@ def test_what_changed_is_named_and_asks_anew_and_the_rest_is_kept(tmp_path):
 
     with serving(by_temperature) as server:
         assert run(server) == (ALL, [])
-        kept = "; requests that did not are not sent again"
+        kept, none = "; requests that did not are not sent again", "; it asks no model"
         assert run(server, responses={"temperature": 0.5}) == (
             18,
             [
                 f"note: responses is made again: temperature changed{kept}",
                 f"note: rubrics is made again: the rows of responses changed{kept}",
-                f"note: collection is made again: the rows of responses changed{kept}",
+                f"note: collection is made again: the rows of responses changed{none}",
             ],
         )
         (tmp_path / "mine").mkdir()
@@ -96,7 +96,7 @@ def test_what_changed_is_named_and_asks_anew_and_the_rest_is_kept(tmp_path):
         assert number == 0 and len(notes) == 4  # the first answers are in the journals
         number, notes = run(server, seed=1, instructions={"min_chars": 46})
         assert notes[:2] == [
-            f"note: instructions is made again: min_chars changed{kept}",
+            f"note: instructions is made again: min_chars changed{none}",
             f"note: hierarchy is made again: seed changed{kept}",
         ]
         assert len(rows(tmp_path, "instructions")) == 5 and number
@@ -110,6 +110,26 @@ def test_a_key_that_is_missing_is_named_before_anything_is_written(tmp_path, mon
             made(tmp_path, server, endpoint={"key_variable": KEY}).run(step)
         assert not server.bodies and not (tmp_path / "out").exists()
         assert made(tmp_path, server, endpoint={"key_variable": KEY}).estimate()  # a dry run needs none
+
+
+@pytest.mark.parametrize(
+    ("refusal", "keys", "text"),
+    [
+        (refused(401, "bad key"), "key_variable", "does not accept the key in $SYNTHESIS_KEY (status 401: bad key)"),
+        (Answer({"detail": "Not Found"}, 404), "model, base_url", "'scripted' (status 404: Not Found)"),
+        (refused(400, "scripted is not a valid model ID"), "model, base_url", "(status 400: scripted is not a valid"),
+        (refused(400, "unknown parameter: seed"), "seed: false", "refuses the option 'seed'"),
+        (refused(400, "no such thing"), "", "refuses conversation"),
+        (refused(402, "pay first"), "", "refuses requests (status 402: pay first)"),
+    ],
+)
+def test_an_endpoint_that_refuses_everything_ends_the_run_and_names_the_key(tmp_path, monkeypatch, refusal, keys, text):
+    monkeypatch.setenv(KEY, "sk-1")
+    with serving(lambda body, count: refusal) as server, pytest.raises(ConfigError) as caught:
+        made(tmp_path, server, endpoint={"key_variable": KEY, "tries": 2}).run()
+    assert text in str(caught.value)
+    for key in keys.split(", "):
+        assert (f"endpoints.default.{key}" if key else "endpoints.default: ") in str(caught.value)
 
 
 @pytest.mark.parametrize("presses", [1, 2])
@@ -259,10 +279,15 @@ def test_lines_that_are_not_utf_8_are_dropped_and_named(tmp_path):
 
 def test_a_synthesis_without_a_row_says_that_answers_are_missing(tmp_path):
     def script(body, count):
-        return Answer({"error": {"message": "down"}}, 500) if body["messages"][0]["role"] == "system" else answer(body)
+        if body["messages"][0]["role"] != "system":
+            return answer(body)
+        return Answer("<html>", 200) if QUESTIONS[0] in str(body) else Answer({"error": {"message": "down"}}, 500)
 
+    why = "15: status 500: down; 3: the reply is no chat completion"
     with serving(script) as server:
-        with pytest.raises(StorageError, match="responses: the endpoint gave no answer to 18 requests; start again"):
+        with pytest.raises(
+            StorageError, match=f"responses: endpoints.default: no answer to 18 requests .{why}.; start"
+        ):
             made(tmp_path, server, endpoint={"tries": 1}).run()
     with serving(answer) as server:
         assert made(tmp_path, server).run()
