@@ -23,6 +23,7 @@ from janus_jax.storage.endpoint_requests import (
     BudgetError,
     Estimate,
     Messages,
+    Options,
     Prices,
     RefusedOptionError,
     Reply,
@@ -156,31 +157,38 @@ class Endpoint:
             if not reply.waiting:
                 yield reply
 
-    def stream(self, following: Callable[[], Wanted | None], **options: Any) -> Iterator[Reply]:
+    def stream(
+        self, following: Callable[[], Wanted | None], *, others: Sequence[Options] = (), **options: Any
+    ) -> Iterator[Reply]:
         """As `complete`, of any number of requests that are made while others are under way.
 
         Args:
             following: the next one; None: none now. It is called again after each reply, and all ends when it gives
                 none and nothing is under way.
+            others: options in place of `options`; a request that was asked with them is not sent.
         """
         self._check(options)
 
         def request() -> Request | None:
             if (wanted := following()) is None:
                 return None
-            if wanted.or_else is not None:
-                other = self._request(wanted._replace(messages=wanted.or_else), options)
-                if self._was_asked(other):
-                    other.is_other = True
-                    return other
+            choices = itertools.product((*enumerate(wanted.or_else, 1), (0, wanted.messages)), (options, *others))
+            for (other, messages), form in choices:
+                asked = self._request(wanted._replace(messages=messages), form)
+                asked.other = other
+                if self._was_asked(asked):
+                    return asked
             return self._request(wanted, options)
 
         yield from self._flow(request)
 
-    def estimate(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Estimate:
-        """What `complete` with these arguments would ask for."""
-        places = self._places(conversations, range(samples), options)
-        left = [request for request in places.values() if self._known(request) is None]
+    def estimate(
+        self, conversations: Sequence[Messages], *, samples: int = 1, others: Sequence[Options] = (), **options: Any
+    ) -> Estimate:
+        """What `complete` with these arguments, or `stream`, would ask for."""
+        forms = [self._places(conversations, range(samples), form).values() for form in (options, *others)]
+        places = list(zip(*forms, strict=True))
+        left = [one for one, *more in places if not any(map(self._known, (one, *more)))]
         prompts = sum(-(-request.prompt_bytes // BYTES_A_TOKEN) for request in left)
         longest = limit(options)
         answers = None if longest is None else longest * len(left)
@@ -188,7 +196,7 @@ class Endpoint:
         money = self.prices.cost(most, answers) if self.prices is not None and answers is not None else None
         return Estimate(len(left), len(places) - len(left), prompts, answers, money, most)
 
-    def _places(self, conversations: Sequence[Messages], samples: range, options: dict[str, Any]) -> dict[str, Request]:
+    def _places(self, conversations: Sequence[Messages], samples: range, options: Options) -> dict[str, Request]:
         """Requests by key; equal ones are one."""
         self._check(options)
         if not samples:
@@ -201,13 +209,13 @@ class Endpoint:
                     same.places.extend(request.places)
         return made
 
-    def _check(self, options: dict[str, Any]) -> None:
+    def _check(self, options: Options) -> None:
         if own := [name for name in options if name in OWN_OPTIONS]:
             raise ConfigError(f"{own[0]}: not allowed among the options; allowed: others of chat completions")
         if self._account.is_limited and limit(options) is None:
             raise ConfigError("a budget needs max_tokens (or max_completion_tokens) among the options")
 
-    def _request(self, wanted: Wanted, options: dict[str, Any]) -> Request:
+    def _request(self, wanted: Wanted, options: Options) -> Request:
         body = {"model": self._model, "messages": [dict(one) for one in wanted.messages], **options}
         try:
             if options.get("seed") is not None:

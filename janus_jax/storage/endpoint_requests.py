@@ -15,6 +15,8 @@ from janus_jax.errors import ConfigError, StorageError, counted
 
 Messages = Sequence[Mapping[str, str]]
 """Each with `role` and `content`."""
+Options = dict[str, Any]
+"""Of a request, such as temperature and max_tokens."""
 
 BYTES_A_TOKEN = 4  # of English, about
 _NO_COUNT = 10**12  # of tokens, which no reply has
@@ -68,7 +70,7 @@ class Reply(NamedTuple):
     text: str | None
     """None: there is no answer, as `failure` says."""
     finish_reason: str
-    """As the endpoint names it; `length`: the text is cut."""
+    """As the endpoint names it; `length`: the text is cut. Empty without a text: the endpoint gave no whole reply."""
     prompt_tokens: int
     completion_tokens: int
     failure: str
@@ -79,8 +81,8 @@ class Reply(NamedTuple):
     """As the endpoint names it in the reply."""
     waiting: bool = False
     """There is no answer yet: the request is in a file for a batch API."""
-    is_other: bool = False
-    """It answers `Wanted.or_else`."""
+    other: int = 0
+    """Which of `Wanted.or_else` it answers, from 1 on; 0: `Wanted.messages`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +143,9 @@ class Wanted(NamedTuple):
     """The caller's number for it, which the reply repeats."""
     messages: Messages
     sample: int = 0
-    or_else: Messages | None = None
-    """Other messages for the same sample. If they were asked already, their answer counts, and nothing is sent."""
+    or_else: Sequence[Messages] = ()
+    """Other messages for the same sample. The answer to the first of them that were asked already counts, and nothing
+    is sent."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -154,8 +157,8 @@ class Request:
     """The JSON that is sent."""
     places: list[tuple[int, int]]
     """(place, sample); several if they are the same."""
-    is_other: bool = False
-    """It is that of `Wanted.or_else`."""
+    other: int = 0
+    """As of `Reply`."""
 
     @functools.cached_property
     def prompt_bytes(self) -> int:
@@ -289,7 +292,9 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
         tokens = record["prompt_tokens"], record["completion_tokens"]
         more = record.get("failure", ""), record.get("time", 0), record.get("model", "")
         text, reason = record["text"], record.get("finish_reason", "")
-        yield Reply(place, sample, text, reason, *tokens, *more, is_other=request.is_other)
+        if text is None and "model" in record:  # it was paid for, and is no failure of the endpoint
+            reason = reason or "unknown"
+        yield Reply(place, sample, text, reason, *tokens, *more, other=request.other)
 
 
 def amount(money: float) -> str:
