@@ -1,7 +1,6 @@
 """A client of OpenAI-compatible endpoints that asks and pays for nothing twice."""
 
 import collections
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -108,7 +107,9 @@ class Endpoint:
         pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
         self._tries = Tries(pace, tries, wait=self._stop.wait)
         self._journal = ReplyJournal(journal)
-        self._account.count(**dataclasses.asdict(self._journal.spent))
+        spent = self._journal.spent
+        paid = spent.money_at(prices) or 0.0
+        self._account.count(spent.prompt_tokens, spent.completion_tokens, spent.uncounted, paid)
 
     @property
     def usage(self) -> Usage:
@@ -363,8 +364,9 @@ class Endpoint:
         """Writes down what was, or may have been, paid for."""
         prompt, completion = usage or (request.most_prompt, request.limit or 0)
         record |= {"prompt_tokens": prompt, "completion_tokens": completion} | ({} if usage else {"counted": False})
-        self._journal.add(request.key, record)
-        self._account.count(prompt, completion, usage is None)
+        money = self.prices.cost(prompt, completion) if self.prices else None
+        self._journal.add(request.key, record | ({} if money is None else {"money": money}))
+        self._account.count(prompt, completion, usage is None, money or 0.0)
         if record.get("text") is not None:
             self._tries.note_answer()
         return record

@@ -201,7 +201,7 @@ class Account:
         if money is not None and prices is None:
             raise ConfigError(f"money_budget = {money!r}: allowed: only with prices; token_budget needs none")
         self._tokens, self._money, self._prices = tokens, money, prices
-        self.usage, self.reserved = Usage(), Usage()
+        self.usage, self.reserved, self._paid = Usage(), Usage(), 0.0
         self._lock = threading.RLock()  # a finalizer of replies left halfway may come while it is held
 
     @property
@@ -211,7 +211,7 @@ class Account:
     @property
     def money(self) -> float | None:
         """Spent so far; None without prices."""
-        return self._prices and self._prices.cost(self.usage.prompt_tokens, self.usage.completion_tokens)
+        return None if self._prices is None else self._paid
 
     def poor(self, request: Request) -> dict[str, tuple[float, float, float]]:
         """The limits that a request could pass, as `BudgetError` has them."""
@@ -222,7 +222,8 @@ class Account:
         if self._tokens is not None and spent + waits + most > self._tokens:
             bounds["tokens"] = spent, waits, most
         if self._money is not None and self._prices is not None:
-            spent, waits, most = (self._prices.cost(one.prompt_tokens, one.completion_tokens) for one in parts)
+            _, waits, most = (self._prices.cost(one.prompt_tokens, one.completion_tokens) for one in parts)
+            spent = self._paid
             if spent + waits + most > self._money:
                 bounds["money"] = spent, waits, most
         return bounds
@@ -234,9 +235,10 @@ class Account:
         shown = (f"{names[one]} = {figure(one, limits[one])}: {bound(one, *bounds[one])}" for one in bounds)
         return f"the budget may not suffice for the next request; {'; '.join(shown)}"
 
-    def count(self, prompt_tokens: int, completion_tokens: int, uncounted: int) -> None:
+    def count(self, prompt_tokens: int, completion_tokens: int, uncounted: int, money: float) -> None:
         """Adds what was spent."""
         with self._lock:
+            self._paid += money
             self.usage.prompt_tokens += prompt_tokens
             self.usage.completion_tokens += completion_tokens
             self.usage.uncounted += uncounted
@@ -250,12 +252,12 @@ class Account:
     def affords(self, request: Request | None = None) -> bool:
         """Whether the budgets suffice if all that is under way, and the request, takes as many tokens as it can."""
         with self._lock:
-            prompt = self.usage.prompt_tokens + self.reserved.prompt_tokens
-            answer = self.usage.completion_tokens + self.reserved.completion_tokens
+            spent, paid = self.usage.tokens, self._paid
+            prompt, answer = self.reserved.prompt_tokens, self.reserved.completion_tokens
         if request is not None:
             prompt, answer = prompt + request.most_prompt, answer + (request.limit or 0)
-        money = 0.0 if self._prices is None else self._prices.cost(prompt, answer)
-        return (self._tokens is None or prompt + answer <= self._tokens) and (
+        money = 0.0 if self._prices is None else paid + self._prices.cost(prompt, answer)
+        return (self._tokens is None or spent + prompt + answer <= self._tokens) and (
             self._money is None or money <= self._money
         )
 

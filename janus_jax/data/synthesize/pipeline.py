@@ -1,4 +1,4 @@
-"""`janus data synthesize`: which steps are to be made, with which endpoint, and what is left to spend."""
+"""`janus data synthesize`: which steps are to be made."""
 
 import contextlib
 import dataclasses
@@ -12,14 +12,13 @@ from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.synthesize import augment, instructions, prompts, report, sets
 from janus_jax.data.synthesize.collection import Collection
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
+from janus_jax.data.synthesize.endpoints import Endpoints
 from janus_jax.data.synthesize.files import Lock, StepDirectory, changed_settings, digest_of, summary
 from janus_jax.data.synthesize.stage import Planned, Stage
 from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
-from janus_jax.errors import ConfigError, DataError, StorageError, counted, named
+from janus_jax.errors import ConfigError, DataError, StorageError, counted
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
-from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
-from janus_jax.storage.endpoint_requests import BudgetError, access, bound, figure
+from janus_jax.storage.endpoint_requests import BudgetError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +80,12 @@ class Synthesis:
         if runner is not None:
             runner.check([source.path for source in config.instructions.sources])
         self._beam = {"runner": runner, "processes": processes}
-        self.config, self.limit, self._batch, self._tell = config, limit, batch, tell
+        self.config, self.limit, self._tell = config, limit, tell
         self.waits = ""
         self.out = Path(config.out).expanduser()
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
+        sections = {name: getattr(config, step.section) for name, step in STEPS.items() if step.section}
+        self._endpoints = Endpoints(config, self.directories, sections, batch=batch, tell=tell)
         for name, section in (("system", "systems"), ("rubric", "bench")):
             number, asks = getattr(config, section).examples, section == "systems" or config.bench.instructions
             if number and asks and not prompts.read_prompt(name, config.prompts).shows_examples:
@@ -103,12 +104,12 @@ class Synthesis:
                 before anything is written.
             HeldError: another process works here.
             DataError: the collection has no row. The report is written, and says what was left out.
-            StorageError: it has none, and some requests have no answer yet.
+            StorageError: it has none, or the hierarchy is not whole, and some requests have no answer yet.
             JanusError: what a step raises. What was paid for is kept, and the next call goes on.
         """
         for step in STEPS.values():
             if only in (None, step.name) and step.asks(self.config) and not self._is_done(step):
-                self._require_endpoint(getattr(self.config, step.section))
+                self._endpoints.require(getattr(self.config, step.section))
         with Lock(self.out):
             if answers:
                 self._take(STEPS[str(only)], answers)
@@ -118,11 +119,13 @@ class Synthesis:
                         self._require_inputs(step)
                     if not self._make(step):
                         return False
+                    if step.name in UNLIMITED:  # with other rows of these, later steps would ask all anew
+                        self._require_answers(step.name)
             if only is None:
-                report.write(self.out, self.config, self.directories)
+                report.write(self.out, self.config, self.directories, self._endpoints.by_step())
                 self._tell(f"wrote {self.out / 'report.html'}")
             if only in (None, "collection") and not self.directories["collection"].facts()["counts"].get("rows"):
-                self._require_answers()
+                self._require_answers(*STEPS)
                 why = "no instruction has all its responses, so no file is left; dropped.jsonl of each step says why"
                 raise DataError("collection", why)
         return True
@@ -158,7 +161,7 @@ class Synthesis:
                     try:
                         self._require_unedited(step.name)
                         if stage.planned.requests or stage.planned.in_journal:
-                            self._require_none_waits(getattr(self.config, step.section), step.name)
+                            self._endpoints.require_none_waits(step.name)
                     except ConfigError as error:
                         refused(error)
                 unfinished.add(step.name)
@@ -174,11 +177,9 @@ class Synthesis:
                     break
         return planned
 
-    def spent(self, without: str = "") -> tuple[int, float | None]:
-        """Tokens and money of all steps, or of all but one; no money without prices."""
-        by_step = {name: self._spent(name) for name in STEPS if name != without}
-        tokens = sum(one.prompt_tokens + one.completion_tokens for one in by_step.values())
-        return tokens, self._money(by_step)
+    def spent(self) -> tuple[int, float | None]:
+        """Tokens and money of all steps; no money without prices."""
+        return self._endpoints.spent()
 
     def _stage(
         self,
@@ -189,9 +190,7 @@ class Synthesis:
         unfinished: Container[str] = (),
     ) -> Stage:
         def opened(section: AskSection, directory: StepDirectory) -> Endpoint:
-            return (
-                self._endpoint(section, directory) if scratch is None else self._estimator(section, directory, scratch)
-            )
+            return self._endpoints.open(directory) if scratch is None else self._endpoints.answered(directory, scratch)
 
         limit = None if step.name in UNLIMITED else self.limit
         more = {"tell": self._tell, "limit": limit, "dry": scratch is not None, **self._beam}
@@ -216,9 +215,9 @@ class Synthesis:
         """Whether the rows that a step has, if they are not all, are those that it would make."""
         return self.directories[step.name].facts().get("asked") == digest_of(self._asked_for(step))
 
-    def _require_answers(self) -> None:
-        for name, directory in self.directories.items():
-            if count := directory.facts().get("unanswered"):
+    def _require_answers(self, *names: str) -> None:
+        for name in names:
+            if count := self.directories[name].facts().get("unanswered"):
                 raise StorageError(name, f"the endpoint gave no answer to {counted(count, 'request')}; start again")
 
     def unmade_before(self, name: str) -> list[str]:
@@ -230,12 +229,14 @@ class Synthesis:
 
     def _is_usable(self, name: str) -> bool:
         """Whether `--step` of a later step takes its rows."""
-        return self._is_done(STEPS[name]) or bool(self.directories[name].facts().get("unanswered"))
+        lacks_answers = name not in UNLIMITED and bool(self.directories[name].facts().get("unanswered"))
+        return lacks_answers or self._is_done(STEPS[name])
 
     def _require_inputs(self, step: Step) -> None:
         for name in step.inputs:
             if not self._is_usable(name):
-                state = "has changed" if self.directories[name].facts() else "is not made"
+                facts = self.directories[name].facts()
+                state = "lacks answers" if facts.get("unanswered") else "has changed" if facts else "is not made"
                 raise ConfigError(
                     f"--step {step.name}: the step {name}, which it needs, {state}; run --step {name} first"
                 )
@@ -260,7 +261,7 @@ class Synthesis:
             finally:
                 stage.close()
         except BudgetError as error:
-            raise self._poor(step, error) from error
+            raise self._endpoints.poor(step.name, error) from error
         if stage.waiting:
             self.waits = step.name
             stage.writer.discard()
@@ -303,8 +304,7 @@ class Synthesis:
         Raises:
             DataError: a file has none, or none of this step; FILE:LINE is no answer.
         """
-        section: AskSection = getattr(self.config, step.section)
-        with self._open(BatchEndpoint, section, step.name, directory=self.directories[step.name].batch) as endpoint:
+        with self._endpoints.files(step.name) as endpoint:
             for path in paths:
                 counts = endpoint.take(path)
                 if counts.total() == counts["without_request"]:
@@ -314,86 +314,3 @@ class Synthesis:
                 self._tell(f"{path}: {', '.join(numbers)}")
             for name, number in endpoint.missing().items():
                 self._tell(f"{endpoint.directory / name}: {counted(number, 'request')} without an answer")
-
-    # Endpoints
-
-    def _require_endpoint(self, section: AskSection) -> None:
-        """Refuses what an `Endpoint` would, before anything is written."""
-        one = self.config.endpoint_of(section)
-        with named(f"endpoints.{section.endpoint}"):
-            access(one.base_url, None if self._batch else one.key_variable)
-
-    def _poor(self, step: Step, error: BudgetError) -> ConfigError:
-        """With the limits that bound, and what all steps spent."""
-        budget, (tokens, money) = self.config.budget.model_dump(), self.spent()
-        spent = {"tokens": tokens, "money": money or 0.0}
-        limits = [f"budget.{name} = {figure(name, budget[name])}" for name in error.bounds]
-        figures = "; ".join(bound(name, spent[name], *more) for name, (_, *more) in error.bounds.items())
-        what = f"the budget may not suffice for the next request of {step.name}; {figures}; a larger one goes on"
-        return ConfigError(", ".join(limits), what)
-
-    def _endpoint(self, section: AskSection, directory: StepDirectory) -> Endpoint:
-        if self._batch:
-            return self._open(BatchEndpoint, section, directory.name, directory=directory.batch)
-        self._require_none_waits(section, directory.name)
-        return self._open(Endpoint, section, directory.name)
-
-    def _require_none_waits(self, section: AskSection, name: str) -> None:
-        """Refuses to send requests while some wait in files of a batch API."""
-        batch = self.directories[name].batch
-        if not any(batch.glob("requests-*.jsonl")):
-            return
-        with self._open(BatchEndpoint, section, name, directory=batch) as files:
-            waiting = files.outstanding
-        if waiting:
-            what = f"{counted(waiting, 'request')} without an answer, which would be paid for twice"
-            how = "give --answers FILE, go on with --batch, or remove the files if they were not sent"
-            raise ConfigError(f"{batch}: has {what}; {how}")
-
-    def _open(self, kind: Any, section: AskSection, name: str, **more: Any) -> Any:
-        one, budget = self.config.endpoint_of(section), self.config.budget
-        tokens, money = self.spent(name)
-        directory = self.directories[name]
-        directory.path.mkdir(parents=True, exist_ok=True)
-        with named(f"endpoints.{section.endpoint}"):
-            return kind(
-                one.base_url,
-                one.model,
-                journal=directory.journal,
-                key_variable=one.key_variable,
-                concurrent=one.concurrent,
-                requests_a_minute=one.requests_a_minute,
-                tokens_a_minute=one.tokens_a_minute,
-                token_budget=None if budget.tokens is None else max(0, budget.tokens - tokens),
-                money_budget=None if budget.money is None else max(0.0, budget.money - (money or 0.0)),
-                prices=one.price(),
-                timeout_s=one.timeout_s,
-                tries=one.tries,
-                keep_refusals=True,
-                tell=self._tell,
-                **more,
-            )
-
-    def _estimator(self, section: AskSection, directory: StepDirectory, scratch: Path) -> Endpoint:
-        own = self.directories[directory.name].journal
-        journal = own if own.exists() else scratch / f"{directory.name}.replies"
-        one = self.config.endpoint_of(section)
-        prices = one.price()
-        return JournalEndpoint(one.base_url, one.model, journal=journal, prices=prices, keep_refusals=True)
-
-    def _spent(self, name: str) -> Spent:
-        path = self.directories[name].journal
-        if not path.exists():
-            return Spent()
-        journal = ReplyJournal(path)
-        journal.close()
-        return journal.spent
-
-    def _money(self, by_step: Mapping[str, Spent]) -> float | None:
-        total = None
-        for name, spent in by_step.items():
-            section = STEPS[name].section
-            prices = self.config.endpoint_of(getattr(self.config, section)).price() if section else None
-            if prices is not None:
-                total = (total or 0.0) + prices.cost(spent.prompt_tokens, spent.completion_tokens)
-        return total
