@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, Self
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
 from janus_jax.storage.endpoint_journal import ReplyJournal
@@ -128,7 +128,7 @@ class Endpoint:
         for opened in (*self._clients, self._journal):
             opened.close()
 
-    def __enter__(self) -> "Endpoint":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

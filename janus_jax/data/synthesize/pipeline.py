@@ -261,6 +261,7 @@ class Synthesis:
             finally:
                 stage.close()
         except BudgetError as error:
+            self._tell_of_batches(step, stage)
             raise self._endpoints.poor(step.name, error) from error
         if stage.waiting:
             self.waits = step.name
@@ -287,14 +288,16 @@ class Synthesis:
             raise ConfigError(f"{path}: was edited, and the step would be made again; move it away first")
 
     def _tell_of_batches(self, step: Step, stage: Stage) -> None:
-        batch, (written, older) = self.directories[step.name].batch, stage.batch_files
+        batch, (waiting, written, older) = self.directories[step.name].batch, stage.batch_files
+        if not waiting:
+            return
         for path in written:
             self._tell(f"wrote {path}")
         send = (
             f"send {', '.join(path.name for path in written)} to the batch API, then" if written else "when they come,"
         )
         run = f"run --batch --step {step.name} --answers FILE"
-        self._tell(f"{step.name}: {counted(stage.waiting, 'answer')} to come; {send} {run}")
+        self._tell(f"{step.name}: {counted(waiting, 'answer')} to come; {send} {run}")
         if older:
             self._tell(f"already written, waiting for answers: {', '.join(str(batch / name) for name in older)}")
 

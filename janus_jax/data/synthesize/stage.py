@@ -262,11 +262,11 @@ class Stage:
         return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
     @property
-    def batch_files(self) -> tuple[list[Path], list[str]]:
-        """Batch files of this process, and names of older ones that it waits for too."""
+    def batch_files(self) -> tuple[int, list[Path], list[str]]:
+        """Answers to come to batch files, those of this process, and names of older ones that it waits for too."""
         if not isinstance(self._endpoint, BatchEndpoint):
-            return [], []
-        return self._endpoint.written, sorted(self._endpoint.older)
+            return 0, [], []
+        return self._endpoint.waiting, self._endpoint.written, sorted(self._endpoint.older)
 
 
 def require_whole(reply: Any) -> None:

@@ -1,6 +1,7 @@
 """No request is paid for twice, and what was paid for is counted: counts on the side of the server."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from janus_jax.data.synthesize.config import load_synthesis
 from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError, StorageError
 from tests.support.endpoint_server import Answer, refused, said, serving
-from tests.support.synthesizing import answer, facts, made, replies, rows
+from tests.support.synthesizing import answer, facts, made, replies, rows, write_config
 
 pytest.importorskip("openai")
 
@@ -149,3 +150,16 @@ def test_the_report_counts_whole_journals_also_of_what_was_made_before(tmp_path)
         paid = len(server.bodies)
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert sum(sum((step["usage"] or {}).values()) for step in report["steps"]) == 70 * paid
+
+
+def test_a_budget_that_ends_a_batch_names_the_files_that_are_to_be_sent(tmp_path):
+    changes = {"hierarchy": {"subdimensions": 0, "preferences": 0}, "budget": {"tokens": 12_000}}
+    config, notes = load_synthesis(write_config(tmp_path, "http://127.0.0.1:9/v1", **changes)), []
+    for words in ("wrote .*requests-001.jsonl", "already written, waiting for answers: .*requests-001.jsonl"):
+        notes.clear()
+        with pytest.raises(ConfigError, match="the budget may not suffice for the next request of systems"):
+            Synthesis(config, batch=True, tell=notes.append).run()
+        (file,) = (tmp_path / "out/steps/systems/batch").iterdir()
+        number = len(file.read_text().splitlines())
+        assert 0 < number < 18 and any(line.startswith(f"systems: {number} answers to come") for line in notes)
+        assert any(re.match(words, line) for line in notes), notes
