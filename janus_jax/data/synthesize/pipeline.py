@@ -119,7 +119,7 @@ class Synthesis:
                         self._require_inputs(step)
                     if not self._make(step):
                         return False
-                    if step.name in UNLIMITED:  # with other rows of these, later steps would ask all anew
+                    if step.name in UNLIMITED:  # with other rows of these, later steps ask for all anew
                         self._require_answers(step.name)
             if only is None:
                 report.write(self.out, self.config, self.directories, self._endpoints.by_step())

@@ -196,6 +196,8 @@ class Stage:
         """Counts an item without an accepted answer."""
         if outcome.waiting:
             return
+        if outcome.unanswered and not self.unanswered:
+            self.note(f"{self.directory.name}: a request got no answer: {outcome.unanswered}")
         self.unanswered += bool(outcome.unanswered)
         detail = outcome.unanswered or "; ".join(f"{gate}: {detail}" for gate, detail in outcome.rejections)
         self.writer.drop(outcome.reason, **what, detail=detail)

@@ -25,7 +25,7 @@ def asked(body):
 
 def test_a_hierarchy_that_lacks_answers_ends_the_run_before_texts_are_paid_for(tmp_path):
     """Later answers to it change every preference set, and so every system message and response."""
-    down = set[str]()
+    down, notes = set[str](), []
 
     def script(body, count):
         if "subdimensions of" in asked(body):
@@ -37,7 +37,8 @@ def test_a_hierarchy_that_lacks_answers_ends_the_run_before_texts_are_paid_for(t
     why = "hierarchy: the endpoint gave no answer to 1 request; start again"
     with serving(script) as server:
         with pytest.raises(StorageError, match=why):
-            made(tmp_path, server, endpoint={"tries": 1}).run()
+            made(tmp_path, server, endpoint={"tries": 1}, tell=notes.append).run()
+        assert any(line.startswith("note: hierarchy: a request got no answer: status 500") for line in notes)
         assert all("Write a system message" not in asked(body) for body in server.bodies)
         with pytest.raises(
             ConfigError, match="the step hierarchy, which it needs, lacks answers; run --step hierarchy"
