@@ -232,7 +232,7 @@ class Endpoint:
 
     def _was_asked(self, request: Request) -> bool:
         """Whether it need not be sent any more."""
-        return self._known(request) is not None
+        return self._journal.has(request.key, refusal=self._keep_refusals)
 
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         """Replies to the requests that `following` gives, which is called whenever one more may go out."""

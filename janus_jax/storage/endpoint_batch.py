@@ -47,7 +47,7 @@ class BatchEndpoint(Endpoint):
         """Names of older files with requests that were asked for and have no answer."""
         self.waiting = 0
         """Requests that were asked for and have no answer: those of older files, and those written now."""
-        for path in sorted(directory.glob("requests-*.jsonl")):
+        for path in sorted(directory.glob("requests-*.jsonl"), key=lambda path: _number(path.name)):
             for custom_id, request in _requests(path):
                 self._sent[request.key] = request
                 self._last[request.key] = path.name, custom_id
@@ -65,7 +65,7 @@ class BatchEndpoint(Endpoint):
         return last is not None and not self._is_answered(key) and (last[0], key) not in self._failed
 
     def _is_answered(self, key: str) -> bool:
-        return self._journal.get(key, refusal=self._keep_refusals) is not None
+        return self._journal.has(key, refusal=self._keep_refusals)
 
     def _was_asked(self, request: Request) -> bool:
         return super()._was_asked(request) or self._outstanding(request.key)
@@ -104,8 +104,7 @@ class BatchEndpoint(Endpoint):
     def _next_name(self) -> str:
         """Of a file that neither is nor was."""
         names = [path.name for path in self.directory.glob("requests-*.jsonl")] + [name for name, _ in self._failed]
-        numbers = [int(name.split("-")[1].split(".")[0]) for name in names]
-        return f"requests-{max(numbers, default=0) + 1:03d}.jsonl"
+        return f"requests-{max(map(_number, names), default=0) + 1:03d}.jsonl"
 
     def _finish(self) -> None:
         assert self._file is not None
@@ -201,6 +200,11 @@ class JournalEndpoint(Endpoint):
 def _waiting(request: Request) -> Iterator[Reply]:
     for place, sample in request.places:
         yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
+
+
+def _number(name: str) -> int:
+    """Of a file of requests: the thousandth comes after the last one with three digits."""
+    return int(name.split("-")[1].split(".")[0])
 
 
 def _custom_id(key: str) -> str:

@@ -103,9 +103,9 @@ class ReplyJournal:
         """Number of answers."""
         return self._one("SELECT count(*) FROM places WHERE NOT refusal")[0]
 
-    def __contains__(self, key: str) -> bool:
-        """Whether there is an answer."""
-        return self._place(key, refusal=False) is not None
+    def has(self, key: str, *, refusal: bool = False) -> bool:
+        """Whether `get` gives a record."""
+        return self._place(key, refusal=refusal) is not None
 
     def get(self, key: str, *, refusal: bool = False) -> dict[str, Any] | None:
         """The record of an answer; None without one.

@@ -158,3 +158,14 @@ def test_files_of_older_versions_have_the_key_of_the_request_as_id(tmp_path):
     with opened(tmp_path) as endpoint:
         assert endpoint.take(answers(tmp_path, *map(whole, older))) == {"answered": 4}
     assert asked(tmp_path)[1] == 0
+
+
+def test_the_newest_file_is_that_with_the_largest_number(tmp_path):
+    asked(tmp_path)
+    first, newest = tmp_path / "batch/requests-001.jsonl", tmp_path / "batch/requests-1000.jsonl"
+    first.rename(first.with_name("requests-999.jsonl"))
+    (lines,) = requests(tmp_path).values()
+    with opened(tmp_path) as endpoint:
+        endpoint.take(answers(tmp_path, *({"custom_id": line["custom_id"], **EXPIRED} for line in lines)))
+    assert asked(tmp_path) == ({}, 4) == asked(tmp_path)
+    assert newest.exists() and len(requests(tmp_path)) == 2
