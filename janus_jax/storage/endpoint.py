@@ -174,7 +174,7 @@ class Endpoint:
             if (wanted := following()) is None:
                 return None
             choices = itertools.product((*enumerate(wanted.or_else, 1), (0, wanted.messages)), (options, *others))
-            for (other, messages), form in choices:
+            for (other, messages), form in choices if others or wanted.or_else else ():
                 asked = self._request(wanted._replace(messages=messages), form)
                 asked.other = other
                 if self._was_asked(asked):
