@@ -104,7 +104,7 @@ class Synthesis:
                 before anything is written.
             HeldError: another process works here.
             DataError: the collection has no row. The report is written, and says what was left out.
-            StorageError: it has none, or the hierarchy is not whole, and some requests have no answer yet.
+            StorageError: it has none, and some requests have no answer yet.
             JanusError: what a step raises. What was paid for is kept, and the next call goes on.
         """
         for step in STEPS.values():
@@ -119,13 +119,11 @@ class Synthesis:
                         self._require_inputs(step)
                     if not self._make(step):
                         return False
-                    if step.name in UNLIMITED:  # with other rows of these, later steps ask for all anew
-                        self._require_answers(step.name)
             if only is None:
                 report.write(self.out, self.config, self.directories, self._endpoints.by_step())
                 self._tell(f"wrote {self.out / 'report.html'}")
             if only in (None, "collection") and not self.directories["collection"].facts()["counts"].get("rows"):
-                self._require_answers(*STEPS)
+                self._require_answers()
                 why = "no instruction has all its responses, so no file is left; dropped.jsonl of each step says why"
                 raise DataError("collection", why)
         return True
@@ -215,9 +213,9 @@ class Synthesis:
         """Whether the rows that a step has, if they are not all, are those that it would make."""
         return self.directories[step.name].facts().get("asked") == digest_of(self._asked_for(step))
 
-    def _require_answers(self, *names: str) -> None:
-        for name in names:
-            if count := self.directories[name].facts().get("unanswered"):
+    def _require_answers(self) -> None:
+        for name, directory in self.directories.items():
+            if count := directory.facts().get("unanswered"):
                 raise StorageError(name, f"the endpoint gave no answer to {counted(count, 'request')}; start again")
 
     def unmade_before(self, name: str) -> list[str]:
@@ -229,14 +227,12 @@ class Synthesis:
 
     def _is_usable(self, name: str) -> bool:
         """Whether `--step` of a later step takes its rows."""
-        lacks_answers = name not in UNLIMITED and bool(self.directories[name].facts().get("unanswered"))
-        return lacks_answers or self._is_done(STEPS[name])
+        return self._is_done(STEPS[name]) or bool(self.directories[name].facts().get("unanswered"))
 
     def _require_inputs(self, step: Step) -> None:
         for name in step.inputs:
             if not self._is_usable(name):
-                facts = self.directories[name].facts()
-                state = "lacks answers" if facts.get("unanswered") else "has changed" if facts else "is not made"
+                state = "has changed" if self.directories[name].facts() else "is not made"
                 raise ConfigError(
                     f"--step {step.name}: the step {name}, which it needs, {state}; run --step {name} first"
                 )
