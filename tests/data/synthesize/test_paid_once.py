@@ -46,13 +46,13 @@ def test_late_answers_to_the_hierarchy_change_no_text_that_was_paid_for(tmp_path
 
 def test_sets_stay_when_the_process_is_killed_just_before_step_json(tmp_path):
     """Those of instructions that stay, when others are added: all texts depend on them."""
-    questions = "".join(json.dumps({"prompt": one}) + "\n" for one in QUESTIONS[:3])
+    questions = "".join(json.dumps({"prompt": one}) + "\n" for one in QUESTIONS[3:])
     (tmp_path / "questions.jsonl").write_text(questions)
     with serving(answer) as server:
         assert made(tmp_path, server).run()
         before = {row["id"]: row["preferences"] for row in rows(tmp_path, "sets")}
         with (tmp_path / "questions.jsonl").open("a") as file:
-            file.write("".join(json.dumps({"prompt": one}) + "\n" for one in QUESTIONS[3:]))
+            file.write("".join(json.dumps({"prompt": one}) + "\n" for one in QUESTIONS[:3]))
         (tmp_path / "out/steps/sets/step.json").unlink()
         assert made(tmp_path, server).run()
         after = {row["id"]: row["preferences"] for row in rows(tmp_path, "sets")}
