@@ -192,7 +192,7 @@ class Run:
             return files.outstanding
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 40))])
+@pytest.mark.parametrize("seed", [33, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(33))])
 def test_a_random_run_pays_for_nothing_twice_and_loses_nothing(tmp_path, seed):
     draw = random.Random(seed)
     provider = Provider(draw)
