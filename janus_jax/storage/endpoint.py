@@ -1,7 +1,6 @@
 """A client of OpenAI-compatible endpoints that asks and pays for nothing twice."""
 
 import collections
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -12,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, Self
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
 from janus_jax.storage.endpoint_errors import (
@@ -31,6 +30,7 @@ from janus_jax.storage.endpoint_requests import (
     BudgetError,
     Estimate,
     Messages,
+    Options,
     Prices,
     Reply,
     Request,
@@ -112,7 +112,9 @@ class Endpoint:
         pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
         self._tries = Tries(pace, tries, wait=self._stop.wait)
         self._journal = ReplyJournal(journal)
-        self._account.count(**dataclasses.asdict(self._journal.spent))
+        spent = self._journal.spent
+        paid = spent.money_at(prices) or 0.0
+        self._account.count(spent.prompt_tokens, spent.completion_tokens, spent.uncounted, paid)
 
     @property
     def usage(self) -> Usage:
@@ -131,7 +133,7 @@ class Endpoint:
         for opened in (*self._clients, self._journal):
             opened.close()
 
-    def __enter__(self) -> "Endpoint":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,31 +163,38 @@ class Endpoint:
             if not reply.waiting:
                 yield reply
 
-    def stream(self, following: Callable[[], Wanted | None], **options: Any) -> Iterator[Reply]:
+    def stream(
+        self, following: Callable[[], Wanted | None], *, others: Sequence[Options] = (), **options: Any
+    ) -> Iterator[Reply]:
         """As `complete`, of any number of requests that are made while others are under way.
 
         Args:
             following: the next one; None: none now. It is called again after each reply, and all ends when it gives
                 none and nothing is under way.
+            others: options in place of `options`; a request that was asked with them is not sent.
         """
         self._check(options)
 
         def request() -> Request | None:
             if (wanted := following()) is None:
                 return None
-            if wanted.or_else is not None:
-                other = self._request(wanted._replace(messages=wanted.or_else), options)
-                if self._was_asked(other):
-                    other.is_other = True
-                    return other
+            choices = itertools.product((*enumerate(wanted.or_else, 1), (0, wanted.messages)), (options, *others))
+            for (other, messages), form in choices if others or wanted.or_else else ():
+                asked = self._request(wanted._replace(messages=messages), form)
+                asked.other = other
+                if self._was_asked(asked):
+                    return asked
             return self._request(wanted, options)
 
         yield from self._flow(request)
 
-    def estimate(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Estimate:
-        """What `complete` with these arguments would ask for."""
-        places = self._places(conversations, range(samples), options)
-        left = [request for request in places.values() if self._known(request) is None]
+    def estimate(
+        self, conversations: Sequence[Messages], *, samples: int = 1, others: Sequence[Options] = (), **options: Any
+    ) -> Estimate:
+        """What `complete` with these arguments, or `stream`, would ask for."""
+        forms = [self._places(conversations, range(samples), form).values() for form in (options, *others)]
+        places = list(zip(*forms, strict=True))
+        left = [one for one, *more in places if not any(map(self._known, (one, *more)))]
         prompts = sum(-(-request.prompt_bytes // BYTES_A_TOKEN) for request in left)
         longest = limit(options)
         answers = None if longest is None else longest * len(left)
@@ -193,7 +202,7 @@ class Endpoint:
         money = self.prices.cost(most, answers) if self.prices is not None and answers is not None else None
         return Estimate(len(left), len(places) - len(left), prompts, answers, money, most)
 
-    def _places(self, conversations: Sequence[Messages], samples: range, options: dict[str, Any]) -> dict[str, Request]:
+    def _places(self, conversations: Sequence[Messages], samples: range, options: Options) -> dict[str, Request]:
         """Requests by key; equal ones are one."""
         self._check(options)
         if not samples:
@@ -206,13 +215,13 @@ class Endpoint:
                     same.places.extend(request.places)
         return made
 
-    def _check(self, options: dict[str, Any]) -> None:
+    def _check(self, options: Options) -> None:
         if own := [name for name in options if name in OWN_OPTIONS]:
             raise ConfigError(f"{own[0]}: not allowed among the options; allowed: others of chat completions")
         if self._account.is_limited and limit(options) is None:
             raise ConfigError("a budget needs max_tokens (or max_completion_tokens) among the options")
 
-    def _request(self, wanted: Wanted, options: dict[str, Any]) -> Request:
+    def _request(self, wanted: Wanted, options: Options) -> Request:
         body = {"model": self._model, "messages": [dict(one) for one in wanted.messages], **options}
         try:
             if options.get("seed") is not None:
@@ -228,7 +237,7 @@ class Endpoint:
 
     def _was_asked(self, request: Request) -> bool:
         """Whether it need not be sent any more."""
-        return self._known(request) is not None
+        return self._journal.has(request.key, refusal=self._keep_refusals)
 
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         """Replies to the requests that `following` gives, which is called whenever one more may go out."""
@@ -360,8 +369,9 @@ class Endpoint:
         """Writes down what was, or may have been, paid for."""
         prompt, completion = usage or (request.most_prompt, request.limit or 0)
         record |= {"prompt_tokens": prompt, "completion_tokens": completion} | ({} if usage else {"counted": False})
-        self._journal.add(request.key, record)
-        self._account.count(prompt, completion, usage is None)
+        money = self.prices.cost(prompt, completion) if self.prices else None
+        self._journal.add(request.key, record | ({} if money is None else {"money": money}))
+        self._account.count(prompt, completion, usage is None, money or 0.0)
         if record.get("text") is not None:
             self._tries.note_answer()
         return record

@@ -1,9 +1,10 @@
 """Requests as files for the batch API of a provider, and answers as it returns them (OpenAI's JSONL form)."""
 
+import base64
 import contextlib
-import hashlib
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ MOST_REQUESTS, MOST_BYTES = 50_000, 190 << 20
 """Of one file; OpenAI takes at most 50,000 requests and 200 MB."""
 _URL = "/v1/chat/completions"
 _FAILED = "failed.jsonl"
+_KEY_CHARS = 64
 
 
 class BatchEndpoint(Endpoint):
@@ -36,12 +38,8 @@ class BatchEndpoint(Endpoint):
         self.directory, self._lines, self._name = directory, 0, ""
         self._file: BinaryIO | None = None
         self._sent: dict[str, Sent] = {}
-        self._last: dict[str, str] = {}  # key -> the newest file that has it
-        self._failed: set[tuple[str, str]] = set()  # (file, key) of those that came back without an answer
-        self._read_failures: set[str] = set()  # digests of their lines
-        for name, key, *line in _failed(directory):
-            self._failed.add((name, key))
-            self._read_failures.update(line)
+        self._last: dict[str, tuple[str, str]] = {}  # key -> the newest file that has it, and its id there
+        self._failed = set(_failed(directory))  # (file, key) of those that came back without an answer
         self._touched: set[str] = set()  # files of requests that answers were taken to
         self.written: list[Path] = []
         """Files of this process."""
@@ -49,10 +47,10 @@ class BatchEndpoint(Endpoint):
         """Names of older files with requests that were asked for and have no answer."""
         self.waiting = 0
         """Requests that were asked for and have no answer: those of older files, and those written now."""
-        for path in sorted(directory.glob("requests-*.jsonl")):
-            for request in _requests(path):
+        for path in sorted(directory.glob("requests-*.jsonl"), key=lambda path: _number(path.name)):
+            for custom_id, request in _requests(path):
                 self._sent[request.key] = request
-                self._last[request.key] = path.name
+                self._last[request.key] = path.name, custom_id
         for key, sent in self._sent.items():
             if self._outstanding(key):
                 self._account.reserve(sent, 1)
@@ -64,7 +62,10 @@ class BatchEndpoint(Endpoint):
 
     def _outstanding(self, key: str) -> bool:
         last = self._last.get(key)
-        return last is not None and key not in self._journal and (last, key) not in self._failed
+        return last is not None and not self._is_answered(key) and (last[0], key) not in self._failed
+
+    def _is_answered(self, key: str) -> bool:
+        return self._journal.has(key, refusal=self._keep_refusals)
 
     def _was_asked(self, request: Request) -> bool:
         return super()._was_asked(request) or self._outstanding(request.key)
@@ -79,13 +80,14 @@ class BatchEndpoint(Endpoint):
                     raise self._poor(request)
                 self._write(request)
                 self._account.reserve(request, 1)
-            elif self._last[request.key] != self._name:
-                self.older.add(self._last[request.key])
+            elif self._last[request.key][0] != self._name:
+                self.older.add(self._last[request.key][0])
             self.waiting += 1
             yield from _waiting(request)
 
     def _write(self, request: Request) -> None:
-        line = json.dumps({"custom_id": request.key, "method": "POST", "url": _URL, "body": request.body}).encode()
+        custom_id = _custom_id(request.key)
+        line = json.dumps({"custom_id": custom_id, "method": "POST", "url": _URL, "body": request.body}).encode()
         if self._file is not None and (self._lines >= MOST_REQUESTS or self._file.tell() + len(line) > MOST_BYTES):
             self._finish()
         with os_errors(self.directory):
@@ -96,14 +98,13 @@ class BatchEndpoint(Endpoint):
                 self._lines = 0
             self._file.write(line + b"\n")
         self._lines += 1
-        self._last[request.key] = self._name
+        self._last[request.key] = self._name, custom_id
         self._sent[request.key] = Sent(request.key, request.most_prompt, request.limit)
 
     def _next_name(self) -> str:
         """Of a file that neither is nor was."""
         names = [path.name for path in self.directory.glob("requests-*.jsonl")] + [name for name, _ in self._failed]
-        numbers = [int(name.split("-")[1].split(".")[0]) for name in names]
-        return f"requests-{max(numbers, default=0) + 1:03d}.jsonl"
+        return f"requests-{max(map(_number, names), default=0) + 1:03d}.jsonl"
 
     def _finish(self) -> None:
         assert self._file is not None
@@ -124,8 +125,9 @@ class BatchEndpoint(Endpoint):
     def take(self, path: Path) -> Counter[str]:
         """Writes the answers of a file into the journal. One that is there already is not counted as paid again.
 
-        A failure frees its request, which is then written into a next file. The same line does so once only, so an old
-        file of answers that is given again does not free the request that waits in the next file.
+        A failure frees its request, which is then written into a next file with another id. So an old file of answers
+        that is given again does not free the request that waits in the next file. An answer with a text always counts,
+        also if it comes after a failure of its request.
 
         Returns:
             How many were `answered`, `failed`, `repeated`, and `without_request` in the files of this directory.
@@ -140,45 +142,43 @@ class BatchEndpoint(Endpoint):
                     continue
                 try:
                     answer = json.loads(line)
-                    key, response = answer["custom_id"], answer.get("response") or {}
-                    status, body = response.get("status_code"), response.get("body")
+                    custom_id, response = answer["custom_id"], answer.get("response") or {}
+                    status, body = response.get("status_code", 200), response.get("body")
                     failure = answer.get("error") or (body if status != 200 else None)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     what = "is no answer of a batch; allowed: objects with custom_id and response, or error"
                     raise DataError(f"{path}:{number}", what) from error
-                digest = hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()[:16]
-                counts[self._take_one(key, status, body, failure, digest)] += 1
+                counts[self._take_one(custom_id, status, body, failure)] += 1
         return counts
 
     def missing(self) -> dict[str, int]:
         """For each file of requests that answers were taken to, how many of its requests have none, if any."""
-        counts = Counter(self._last[key] for key in self._sent if self._outstanding(key))
+        counts = Counter(self._last[key][0] for key in self._sent if self._outstanding(key))
         return {name: counts[name] for name in sorted(self._touched) if counts[name]}
 
-    def _take_one(self, key: Any, status: Any, body: Any, failure: Any, digest: str) -> str:
-        if not isinstance(key, str) or (request := self._sent.get(key)) is None:
+    def _take_one(self, custom_id: Any, status: Any, body: Any, failure: Any) -> str:
+        key = _key_of(custom_id)
+        if key is None or (request := self._sent.get(key)) is None:
             return "without_request"
-        if not self._outstanding(key) or digest in self._read_failures:
+        name, newest = self._last[key]
+        waits, is_answer = self._outstanding(key), status == 200 and failure is None
+        if self._is_answered(key) or not ((waits and custom_id == newest) or (is_answer and _has_text(body))):
             return "repeated"
-        self._touched.add(self._last[key])
-        self._account.reserve(request, -1)
-        if status == 200 and failure is None:
-            before = self._journal.end
+        self._touched.add(name)
+        if waits:
+            self._account.reserve(request, -1)
+        before = self._journal.end
+        if is_answer:
             record = self._read(request, json.dumps(body))
             if record is not None and record["text"] is not None:
                 return "answered"
-            paid = record is not None or self._journal.end > before
-        else:
-            paid = False
-        if not paid:
+        if self._journal.end == before:  # nothing was paid for
             why = json.dumps(failure) if failure is not None else f"status {status} without a chat completion"
             self._journal.add(key, {"failure": self._clean(why), "prompt_tokens": 0, "completion_tokens": 0})
-        place = self._last[key], key
         path = self.directory / _FAILED
         with os_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([*place, digest]) + "\n")
-        self._failed.add(place)
-        self._read_failures.add(digest)
+            file.write("\n" + json.dumps([name, key]))  # not after half a line
+        self._failed.add((name, key))
         return "failed"
 
 
@@ -202,23 +202,52 @@ def _waiting(request: Request) -> Iterator[Reply]:
         yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
 
 
-def _failed(directory: Path) -> Iterator[tuple[str, ...]]:
-    """(file of requests, key, digest of the answer's line) of each; older versions wrote no digest."""
+def _number(name: str) -> int:
+    """Of a file of requests: the thousandth comes after the last one with three digits."""
+    return int(name.split("-")[1].split(".")[0])
+
+
+def _custom_id(key: str) -> str:
+    """A new id for a line of a request: some providers take no more than 64 characters."""
+    return f"{base64.urlsafe_b64encode(bytes.fromhex(key)).decode().rstrip('=')}-{secrets.token_hex(4)}"
+
+
+def _key_of(custom_id: Any) -> str | None:
+    """The key of a request in the id of a line; None: it is no such id. Older versions wrote the key itself."""
+    if not isinstance(custom_id, str) or len(custom_id) == _KEY_CHARS:
+        return custom_id if isinstance(custom_id, str) else None
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(f"{custom_id.rpartition('-')[0]}=", "-_", validate=True).hex()
+    return None
+
+
+def _has_text(body: Any) -> bool:
+    try:
+        return isinstance(body["choices"][0]["message"]["content"], str)
+    except (KeyError, IndexError, TypeError):
+        return False
+
+
+def _failed(directory: Path) -> Iterator[tuple[str, str]]:
+    """(file of requests, key) of each."""
     path = directory / _FAILED
     if path.exists():
         with os_errors(path):
             for line in path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # a killed process wrote half of it
-                    name, key, *digest = json.loads(line)
-                    yield name, key, *digest
+                    name, key, *_ = json.loads(line)  # older versions wrote more
+                    yield name, key
 
 
-def _requests(path: Path) -> Iterator[Sent]:
+def _requests(path: Path) -> Iterator[tuple[str, Sent]]:
+    """Each with the id of its line."""
     with os_errors(path), path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 request = json.loads(line)
-                whole = Request(request["custom_id"], request["body"], [])
-                yield Sent(whole.key, whole.most_prompt, whole.limit)
+                if (key := _key_of(request["custom_id"])) is None:
+                    raise ValueError("no id of ours")
+                whole = Request(key, request["body"], [])
+                yield request["custom_id"], Sent(key, whole.most_prompt, whole.limit)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}:{number}", "is no request of a batch; this file may not be changed") from error

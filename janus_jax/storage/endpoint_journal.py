@@ -20,6 +20,7 @@ from typing import Any
 
 from janus_jax.errors import ConfigError, StorageError
 from janus_jax.storage.bucket import is_url, os_errors
+from janus_jax.storage.endpoint_requests import Prices
 from janus_jax.storage.local import sync
 
 _FIRST = {"journal": "replies", "version": 1}
@@ -41,6 +42,22 @@ class Spent:
     completion_tokens: int = 0
     uncounted: int = 0
     """Records of requests that no reply counts."""
+    money: float = 0.0
+    """Of the records that say it, at the prices of their time."""
+    priced_prompt_tokens: int = 0
+    """Of those records."""
+    priced_completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def money_at(self, prices: Prices | None) -> float | None:
+        """Money, with the prices of now for records that say none; None: nothing has a price."""
+        if prices is None:
+            return self.money if self.priced_prompt_tokens + self.priced_completion_tokens else None
+        prompt = self.prompt_tokens - self.priced_prompt_tokens
+        return self.money + prices.cost(prompt, self.completion_tokens - self.priced_completion_tokens)
 
 
 class ReplyJournal:
@@ -86,9 +103,9 @@ class ReplyJournal:
         """Number of answers."""
         return self._one("SELECT count(*) FROM places WHERE NOT refusal")[0]
 
-    def __contains__(self, key: str) -> bool:
-        """Whether there is an answer."""
-        return self._place(key, refusal=False) is not None
+    def has(self, key: str, *, refusal: bool = False) -> bool:
+        """Whether `get` gives a record."""
+        return self._place(key, refusal=refusal) is not None
 
     def get(self, key: str, *, refusal: bool = False) -> dict[str, Any] | None:
         """The record of an answer; None without one.
@@ -111,7 +128,8 @@ class ReplyJournal:
         """Writes what was paid for; it is on disk when this returns.
 
         Args:
-            record: `prompt_tokens` and `completion_tokens`; of an answer also `text`, which a failure lacks.
+            record: `prompt_tokens` and `completion_tokens`; of an answer also `text`, which a failure lacks. `money`
+                where prices are known.
         """
         with self._lock:
             end = self._write({"key": key, **record})
@@ -222,6 +240,10 @@ class ReplyJournal:
         self.spent.prompt_tokens += record["prompt_tokens"]
         self.spent.completion_tokens += record["completion_tokens"]
         self.spent.uncounted += not record.get("counted", True)
+        if (money := record.get("money")) is not None:
+            self.spent.money += money
+            self.spent.priced_prompt_tokens += record["prompt_tokens"]
+            self.spent.priced_completion_tokens += record["completion_tokens"]
         refusal = record.get("text") is None
         if refusal and "finish_reason" not in record:
             return

@@ -15,6 +15,8 @@ from janus_jax.errors import ConfigError, StorageError, counted
 
 Messages = Sequence[Mapping[str, str]]
 """Each with `role` and `content`."""
+Options = dict[str, Any]
+"""Of a request, such as temperature and max_tokens."""
 
 BYTES_A_TOKEN = 4  # of English, about
 _NO_COUNT = 10**12  # of tokens, which no reply has
@@ -50,7 +52,7 @@ class Reply(NamedTuple):
     text: str | None
     """None: there is no answer, as `failure` says."""
     finish_reason: str
-    """As the endpoint names it; `length`: the text is cut."""
+    """As the endpoint names it; `length`: the text is cut. Empty without a text: the endpoint gave no whole reply."""
     prompt_tokens: int
     completion_tokens: int
     failure: str
@@ -61,8 +63,8 @@ class Reply(NamedTuple):
     """As the endpoint names it in the reply."""
     waiting: bool = False
     """There is no answer yet: the request is in a file for a batch API."""
-    is_other: bool = False
-    """It answers `Wanted.or_else`."""
+    other: int = 0
+    """Which of `Wanted.or_else` it answers, from 1 on; 0: `Wanted.messages`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +125,9 @@ class Wanted(NamedTuple):
     """The caller's number for it, which the reply repeats."""
     messages: Messages
     sample: int = 0
-    or_else: Messages | None = None
-    """Other messages for the same sample. If they were asked already, their answer counts, and nothing is sent."""
+    or_else: Sequence[Messages] = ()
+    """Other messages for the same sample. The answer to the first of them that were asked already counts, and nothing
+    is sent."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -136,8 +139,8 @@ class Request:
     """The JSON that is sent."""
     places: list[tuple[int, int]]
     """(place, sample); several if they are the same."""
-    is_other: bool = False
-    """It is that of `Wanted.or_else`."""
+    other: int = 0
+    """As of `Reply`."""
 
     @functools.cached_property
     def prompt_bytes(self) -> int:
@@ -180,7 +183,7 @@ class Account:
         if money is not None and prices is None:
             raise ConfigError(f"money_budget = {money!r}: allowed: only with prices; token_budget needs none")
         self._tokens, self._money, self._prices = tokens, money, prices
-        self.usage, self.reserved = Usage(), Usage()
+        self.usage, self.reserved, self._paid = Usage(), Usage(), 0.0
         self._lock = threading.RLock()  # a finalizer of replies left halfway may come while it is held
 
     @property
@@ -190,7 +193,7 @@ class Account:
     @property
     def money(self) -> float | None:
         """Spent so far; None without prices."""
-        return self._prices and self._prices.cost(self.usage.prompt_tokens, self.usage.completion_tokens)
+        return None if self._prices is None else self._paid
 
     def poor(self, request: Request) -> dict[str, tuple[float, float, float]]:
         """The limits that a request could pass, as `BudgetError` has them."""
@@ -201,7 +204,8 @@ class Account:
         if self._tokens is not None and spent + waits + most > self._tokens:
             bounds["tokens"] = spent, waits, most
         if self._money is not None and self._prices is not None:
-            spent, waits, most = (self._prices.cost(one.prompt_tokens, one.completion_tokens) for one in parts)
+            _, waits, most = (self._prices.cost(one.prompt_tokens, one.completion_tokens) for one in parts)
+            spent = self._paid
             if spent + waits + most > self._money:
                 bounds["money"] = spent, waits, most
         return bounds
@@ -213,9 +217,10 @@ class Account:
         shown = (f"{names[one]} = {figure(one, limits[one])}: {bound(one, *bounds[one])}" for one in bounds)
         return f"the budget may not suffice for the next request; {'; '.join(shown)}"
 
-    def count(self, prompt_tokens: int, completion_tokens: int, uncounted: int) -> None:
+    def count(self, prompt_tokens: int, completion_tokens: int, uncounted: int, money: float) -> None:
         """Adds what was spent."""
         with self._lock:
+            self._paid += money
             self.usage.prompt_tokens += prompt_tokens
             self.usage.completion_tokens += completion_tokens
             self.usage.uncounted += uncounted
@@ -229,12 +234,12 @@ class Account:
     def affords(self, request: Request | None = None) -> bool:
         """Whether the budgets suffice if all that is under way, and the request, takes as many tokens as it can."""
         with self._lock:
-            prompt = self.usage.prompt_tokens + self.reserved.prompt_tokens
-            answer = self.usage.completion_tokens + self.reserved.completion_tokens
+            spent, paid = self.usage.tokens, self._paid
+            prompt, answer = self.reserved.prompt_tokens, self.reserved.completion_tokens
         if request is not None:
             prompt, answer = prompt + request.most_prompt, answer + (request.limit or 0)
-        money = 0.0 if self._prices is None else self._prices.cost(prompt, answer)
-        return (self._tokens is None or prompt + answer <= self._tokens) and (
+        money = 0.0 if self._prices is None else paid + self._prices.cost(prompt, answer)
+        return (self._tokens is None or spent + prompt + answer <= self._tokens) and (
             self._money is None or money <= self._money
         )
 
@@ -271,7 +276,9 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
         tokens = record["prompt_tokens"], record["completion_tokens"]
         more = record.get("failure", ""), record.get("time", 0), record.get("model", "")
         text, reason = record["text"], record.get("finish_reason", "")
-        yield Reply(place, sample, text, reason, *tokens, *more, is_other=request.is_other)
+        if text is None and "model" in record:  # it was paid for, and is no failure of the endpoint
+            reason = reason or "unknown"
+        yield Reply(place, sample, text, reason, *tokens, *more, other=request.other)
 
 
 def amount(money: float) -> str:

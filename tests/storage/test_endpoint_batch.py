@@ -48,7 +48,7 @@ def test_requests_go_out_once_and_answers_come_in_once(tmp_path):
     assert asked(tmp_path) == ({}, 4) == asked(tmp_path)
     (lines,) = requests(tmp_path).values()
     assert [line["body"]["messages"] for line in lines] == QUESTIONS[::1] and lines[0]["body"]["max_tokens"] == 9
-    assert all(len(line["custom_id"]) == 64 and line["method"] == "POST" for line in lines)
+    assert all(len(line["custom_id"]) <= 64 and line["method"] == "POST" for line in lines)
     path = answers(
         tmp_path,
         whole(lines[0]),
@@ -64,7 +64,8 @@ def test_requests_go_out_once_and_answers_come_in_once(tmp_path):
         assert endpoint.take(path) == {"repeated": 4, "without_request": 1}
     assert asked(tmp_path) == ({0: "yes"}, 3)
     again = requests(tmp_path)["requests-002.jsonl"]
-    assert [line["custom_id"] for line in again] == [lines[1]["custom_id"], lines[2]["custom_id"]]
+    assert [line["body"] for line in again] == [lines[1]["body"], lines[2]["body"]]
+    assert not {line["custom_id"] for line in again} & {line["custom_id"] for line in lines}
     with opened(tmp_path) as endpoint:  # the old file does not free what waits in the new one
         assert endpoint.take(path) == {"repeated": 4, "without_request": 1} and endpoint.outstanding == 3
     assert asked(tmp_path) == ({0: "yes"}, 3) and len(requests(tmp_path)) == 2
@@ -103,3 +104,68 @@ def test_a_line_that_is_no_answer_is_named(tmp_path):
     path.write_text('{"custom_id": "a"\n')
     with opened(tmp_path) as endpoint, pytest.raises(DataError, match=r"answers.jsonl:1: is no answer of a batch"):
         endpoint.take(path)
+
+
+EXPIRED = {"response": None, "error": {"code": "batch_expired"}}
+
+
+def test_equal_failures_of_two_files_are_told_apart_by_the_ids_of_their_requests(tmp_path):
+    """Some providers give the lines of their answers no id of their own."""
+    old = ""
+    for number in (1, 2, 3):
+        assert asked(tmp_path) == ({}, 4)
+        lines = list(requests(tmp_path).values())[-1]
+        assert len(requests(tmp_path)) == number and len(lines) == 4
+        with opened(tmp_path) as endpoint:
+            if old:
+                (tmp_path / "answers.jsonl").write_text(old)
+                assert endpoint.take(tmp_path / "answers.jsonl") == {"repeated": 4} and endpoint.outstanding == 4
+            path = answers(tmp_path, *({"custom_id": line["custom_id"], **EXPIRED} for line in lines))
+            assert endpoint.take(path) == {"failed": 4} and not endpoint.outstanding
+        old = path.read_text()
+
+
+def test_an_answer_counts_after_a_failure_and_after_its_request_was_written_again(tmp_path):
+    asked(tmp_path)
+    (first,) = requests(tmp_path).values()
+    with opened(tmp_path) as endpoint:
+        path = answers(tmp_path, *({"custom_id": line["custom_id"], **EXPIRED} for line in first), whole(first[0]))
+        assert endpoint.take(path) == {"failed": 4, "answered": 1}
+    assert asked(tmp_path) == ({0: "yes"}, 3)
+    with opened(tmp_path) as endpoint:
+        assert endpoint.take(answers(tmp_path, whole(first[1]))) == {"answered": 1} and endpoint.outstanding == 2
+        assert endpoint.usage.tokens == 14
+
+
+def test_half_a_line_about_a_failure_costs_no_later_one(tmp_path):
+    asked(tmp_path)
+    (lines,) = requests(tmp_path).values()
+    (tmp_path / "batch/failed.jsonl").write_text('["requests-001.js')  # a process was killed
+    path = answers(tmp_path, *({"custom_id": line["custom_id"], **EXPIRED} for line in lines))
+    with opened(tmp_path) as endpoint:
+        assert endpoint.take(path) == {"failed": 4}
+    with opened(tmp_path) as endpoint:
+        assert endpoint.take(path) == {"repeated": 4} and not endpoint.outstanding
+
+
+def test_files_of_older_versions_have_the_key_of_the_request_as_id(tmp_path):
+    asked(tmp_path)
+    (lines,) = requests(tmp_path).values()
+    with opened(tmp_path) as endpoint:
+        older = [{**line, "custom_id": key} for line, key in zip(lines, endpoint._sent, strict=True)]
+    assert all(len(line["custom_id"]) == 64 for line in older)
+    (tmp_path / "batch/requests-001.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+    with opened(tmp_path) as endpoint:
+        assert endpoint.take(answers(tmp_path, *map(whole, older))) == {"answered": 4}
+    assert asked(tmp_path)[1] == 0
+
+
+def test_the_newest_file_is_that_with_the_largest_number(tmp_path):
+    asked(tmp_path)
+    first, newest = tmp_path / "batch/requests-001.jsonl", tmp_path / "batch/requests-1000.jsonl"
+    first.rename(first.with_name("requests-999.jsonl"))
+    (lines,) = requests(tmp_path).values()
+    with opened(tmp_path) as endpoint:
+        endpoint.take(answers(tmp_path, *({"custom_id": line["custom_id"], **EXPIRED} for line in lines)))
+    assert asked(tmp_path) == ({}, 4) == asked(tmp_path)
+    assert newest.exists() and len(requests(tmp_path)) == 2

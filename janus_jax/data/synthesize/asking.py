@@ -16,6 +16,7 @@ CHUNK = 1024
 _AHEAD = 8
 """For each request at the same time, items that may be begun before the first of them is done: outcomes are in order,
 and one that waits for a slow answer holds up no other."""
+_NO_NOTE = (("", ""),)
 
 
 class Rejected(Exception):
@@ -86,8 +87,9 @@ class Outcome:
 Reader = Callable[[Item, Reply], Any]
 Compare = Callable[[Sequence[Outcome]], Iterable[tuple[int, str]]]
 """Of the accepted outcomes of a group, those that are too alike: (number, detail); the later one of two."""
-Note = Callable[[str, str], str]
-"""Of a gate and the detail of what it rejected: what the next request says about it."""
+Notes = Callable[[str, str], Sequence[tuple[str, str]]]
+"""Of a gate and the detail of what it rejected: what the next request says about it, as (gate, text), both empty for
+nothing. The first one is sent. Others are what older versions sent: if a journal answers one of them, that counts."""
 
 
 def ask(
@@ -99,25 +101,27 @@ def ask(
     options: dict[str, Any],
     formats: Sequence[dict[str, Any]] = ({},),
     compare: Compare | None = None,
-    note: Note = lambda gate, detail: "",
+    notes: Notes = lambda gate, detail: _NO_NOTE,
 ) -> Iterator[Outcome]:
     """The outcome of each item, in order. Answer k of an item is sample k of its request, so a later call gets the same
     ones. Groups go on by themselves, so a slow answer or one that does not pass holds up only its own group. A further
-    request ends with a note on the answer before, unless a journal answers it without one, as older versions asked.
+    request ends with a note on the answer before.
 
     Args:
         read: what is in an answer; raises `Rejected`.
-        formats: options that ask for a form, the first one first; if the endpoint refuses it, the next.
+        formats: options that ask for a form, the first one first; if the endpoint refuses it, the next. What was asked
+            with any of them is not asked again.
         compare: sees the accepted outcomes of a group after each round. What it rejects is asked for again.
-        note: says to the model what was wrong; empty: it is asked as before.
+        notes: say to the model what was wrong.
 
     Raises:
         ConfigError, StorageError: of the endpoint. What it has answered is in its journal.
     """
-    begun = _Begun(items, read, asks, compare, note, max(CHUNK, _AHEAD * endpoint.concurrent))
+    begun = _Begun(items, read, asks, compare, notes, max(CHUNK, _AHEAD * endpoint.concurrent))
     for number, form in enumerate(formats):
+        others = [{**options, **other} for other in formats if other is not form]
         try:
-            for reply in endpoint.stream(begun.following, **options, **form):
+            for reply in endpoint.stream(begun.following, others=others, **options, **form):
                 begun.take(reply)
                 yield from begun.done()
             return
@@ -142,13 +146,15 @@ class _Group:
 class _Begun:
     """The items that were asked for and are not given out yet."""
 
-    def __init__(self, items: Iterable[Item], read: Reader, asks: int, compare: Compare | None, note: Note, most: int):
+    def __init__(
+        self, items: Iterable[Item], read: Reader, asks: int, compare: Compare | None, notes: Notes, most: int
+    ):
         self._groups = itertools.groupby(items, key=lambda item: item.group or item.id)
-        self._read, self._asks, self._compare, self._note, self._most = read, asks, compare, note, most
+        self._read, self._asks, self._compare, self._notes, self._most = read, asks, compare, notes, most
         self._begun: deque[_Group] = deque()
         self._items = 0  # in those groups
         self._ready: deque[tuple[_Group, int]] = deque()
-        self._asked: dict[int, tuple[_Group, int]] = {}
+        self._asked: dict[int, tuple[_Group, int, Sequence[tuple[str, str]]]] = {}
         self._places = itertools.count()
 
     def following(self) -> Wanted | None:
@@ -161,21 +167,15 @@ class _Begun:
         if not self._ready:
             return None
         group, number = self._ready.popleft()
-        place = next(self._places)
-        self._asked[place] = group, number
-        outcome = group.outcomes[number]
-        messages, outcome.noted = outcome.item.messages, ""
-        if outcome.rejections and (note := self._note(*outcome.rejections[-1])):
-            outcome.noted = outcome.rejections[-1][0]
-            *before, last = messages
-            noted = [*before, {**last, "content": f"{last['content']}\n\n{note}"}]
-            return Wanted(place, noted, group.attempt, or_else=messages)
-        return Wanted(place, messages, group.attempt)
+        place, outcome = next(self._places), group.outcomes[number]
+        notes = self._notes(*outcome.rejections[-1]) if outcome.rejections else _NO_NOTE
+        self._asked[place] = group, number, notes
+        messages, *others = (_noted(outcome.item.messages, text) for _, text in notes)
+        return Wanted(place, messages, group.attempt, others)
 
     def take(self, reply: Reply) -> None:
-        group, number = self._asked.pop(reply.place)
-        if reply.is_other:
-            group.outcomes[number].noted = ""
+        group, number, notes = self._asked.pop(reply.place)
+        group.outcomes[number].noted = notes[reply.other][0]
         if reply.waiting:
             group.outcomes[number].waiting = True
         else:
@@ -201,8 +201,13 @@ class _Begun:
 
     def ask_again(self) -> None:
         """For the next form, what was asked for and not answered."""
-        self._ready.extendleft(reversed(self._asked.values()))
+        self._ready.extendleft((group, number) for group, number, _ in reversed(self._asked.values()))
         self._asked.clear()
+
+
+def _noted(messages: Messages, note: str) -> Messages:
+    *before, last = messages
+    return [*before, {**last, "content": f"{last['content']}\n\n{note}"}] if note else messages
 
 
 def _again(outcome: Outcome) -> bool:

@@ -54,8 +54,8 @@ class EndpointSection(Section):
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """How the endpoint calls the most tokens of an answer."""
     structured: Literal["auto", "json_schema", "json_object", "none"] = "auto"
-    """How answers in JSON are asked for. auto: json_schema, or the next one that the endpoint does not refuse. none:
-    the prompt alone asks for it."""
+    """How answers in JSON are asked for. auto: json_schema, or the next one that the endpoint does not refuse; what
+    one of them was answered is not asked again. none: the prompt alone asks for it."""
     seed: bool = True
     """Send a seed; false for endpoints that refuse it."""
 

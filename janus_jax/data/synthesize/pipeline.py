@@ -1,4 +1,4 @@
-"""`janus data synthesize`: which steps are to be made, with which endpoint, and what is left to spend."""
+"""`janus data synthesize`: which steps are to be made."""
 
 import contextlib
 import dataclasses
@@ -12,14 +12,13 @@ from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.synthesize import augment, instructions, prompts, report, sets
 from janus_jax.data.synthesize.collection import Collection
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
+from janus_jax.data.synthesize.endpoints import Endpoints
 from janus_jax.data.synthesize.files import Lock, StepDirectory, changed_settings, digest_of, summary
 from janus_jax.data.synthesize.stage import Planned, Stage
 from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
-from janus_jax.errors import ConfigError, DataError, StorageError, counted, named
+from janus_jax.errors import ConfigError, DataError, StorageError, counted
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
-from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
-from janus_jax.storage.endpoint_requests import BudgetError, access, bound, figure
+from janus_jax.storage.endpoint_requests import BudgetError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +80,12 @@ class Synthesis:
         if runner is not None:
             runner.check([source.path for source in config.instructions.sources])
         self._beam = {"runner": runner, "processes": processes}
-        self.config, self.limit, self._batch, self._tell = config, limit, batch, tell
+        self.config, self.limit, self._tell = config, limit, tell
         self.waits = ""
         self.out = Path(config.out).expanduser()
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
+        sections = {name: getattr(config, step.section) for name, step in STEPS.items() if step.section}
+        self._endpoints = Endpoints(config, self.directories, sections, batch=batch, tell=tell)
         for name, section in (("system", "systems"), ("rubric", "bench")):
             number, asks = getattr(config, section).examples, section == "systems" or config.bench.instructions
             if number and asks and not prompts.read_prompt(name, config.prompts).shows_examples:
@@ -108,7 +109,7 @@ class Synthesis:
         """
         for step in STEPS.values():
             if only in (None, step.name) and step.asks(self.config) and not self._is_done(step):
-                self._require_endpoint(getattr(self.config, step.section))
+                self._endpoints.require(getattr(self.config, step.section))
         with Lock(self.out):
             if answers:
                 self._take(STEPS[str(only)], answers)
@@ -119,7 +120,7 @@ class Synthesis:
                     if not self._make(step):
                         return False
             if only is None:
-                report.write(self.out, self.config, self.directories)
+                report.write(self.out, self.config, self.directories, self._endpoints.by_step())
                 self._tell(f"wrote {self.out / 'report.html'}")
             if only in (None, "collection") and not self.directories["collection"].facts()["counts"].get("rows"):
                 self._require_answers()
@@ -158,7 +159,7 @@ class Synthesis:
                     try:
                         self._require_unedited(step.name)
                         if stage.planned.requests or stage.planned.in_journal:
-                            self._require_none_waits(getattr(self.config, step.section), step.name)
+                            self._endpoints.require_none_waits(step.name)
                     except ConfigError as error:
                         refused(error)
                 unfinished.add(step.name)
@@ -174,11 +175,9 @@ class Synthesis:
                     break
         return planned
 
-    def spent(self, without: str = "") -> tuple[int, float | None]:
-        """Tokens and money of all steps, or of all but one; no money without prices."""
-        by_step = {name: self._spent(name) for name in STEPS if name != without}
-        tokens = sum(one.prompt_tokens + one.completion_tokens for one in by_step.values())
-        return tokens, self._money(by_step)
+    def spent(self) -> tuple[int, float | None]:
+        """Tokens and money of all steps; no money without prices."""
+        return self._endpoints.spent()
 
     def _stage(
         self,
@@ -189,9 +188,7 @@ class Synthesis:
         unfinished: Container[str] = (),
     ) -> Stage:
         def opened(section: AskSection, directory: StepDirectory) -> Endpoint:
-            return (
-                self._endpoint(section, directory) if scratch is None else self._estimator(section, directory, scratch)
-            )
+            return self._endpoints.open(directory) if scratch is None else self._endpoints.answered(directory, scratch)
 
         limit = None if step.name in UNLIMITED else self.limit
         more = {"tell": self._tell, "limit": limit, "dry": scratch is not None, **self._beam}
@@ -261,7 +258,8 @@ class Synthesis:
             finally:
                 stage.close()
         except BudgetError as error:
-            raise self._poor(step, error) from error
+            self._tell_of_batches(step, stage)
+            raise self._endpoints.poor(step.name, error) from error
         if stage.waiting:
             self.waits = step.name
             stage.writer.discard()
@@ -287,14 +285,16 @@ class Synthesis:
             raise ConfigError(f"{path}: was edited, and the step would be made again; move it away first")
 
     def _tell_of_batches(self, step: Step, stage: Stage) -> None:
-        batch, (written, older) = self.directories[step.name].batch, stage.batch_files
+        batch, (waiting, written, older) = self.directories[step.name].batch, stage.batch_files
+        if not waiting:
+            return
         for path in written:
             self._tell(f"wrote {path}")
         send = (
             f"send {', '.join(path.name for path in written)} to the batch API, then" if written else "when they come,"
         )
         run = f"run --batch --step {step.name} --answers FILE"
-        self._tell(f"{step.name}: {counted(stage.waiting, 'answer')} to come; {send} {run}")
+        self._tell(f"{step.name}: {counted(waiting, 'answer')} to come; {send} {run}")
         if older:
             self._tell(f"already written, waiting for answers: {', '.join(str(batch / name) for name in older)}")
 
@@ -304,8 +304,7 @@ class Synthesis:
         Raises:
             DataError: a file has none, or none of this step; FILE:LINE is no answer.
         """
-        section: AskSection = getattr(self.config, step.section)
-        with self._open(BatchEndpoint, section, step.name, directory=self.directories[step.name].batch) as endpoint:
+        with self._endpoints.files(step.name) as endpoint:
             for path in paths:
                 counts = endpoint.take(path)
                 if counts.total() == counts["without_request"]:
@@ -315,86 +314,3 @@ class Synthesis:
                 self._tell(f"{path}: {', '.join(numbers)}")
             for name, number in endpoint.missing().items():
                 self._tell(f"{endpoint.directory / name}: {counted(number, 'request')} without an answer")
-
-    # Endpoints
-
-    def _require_endpoint(self, section: AskSection) -> None:
-        """Refuses what an `Endpoint` would, before anything is written."""
-        one = self.config.endpoint_of(section)
-        with named(f"endpoints.{section.endpoint}"):
-            access(one.base_url, None if self._batch else one.key_variable)
-
-    def _poor(self, step: Step, error: BudgetError) -> ConfigError:
-        """With the limits that bound, and what all steps spent."""
-        budget, (tokens, money) = self.config.budget.model_dump(), self.spent()
-        spent = {"tokens": tokens, "money": money or 0.0}
-        limits = [f"budget.{name} = {figure(name, budget[name])}" for name in error.bounds]
-        figures = "; ".join(bound(name, spent[name], *more) for name, (_, *more) in error.bounds.items())
-        what = f"the budget may not suffice for the next request of {step.name}; {figures}; a larger one goes on"
-        return ConfigError(", ".join(limits), what)
-
-    def _endpoint(self, section: AskSection, directory: StepDirectory) -> Endpoint:
-        if self._batch:
-            return self._open(BatchEndpoint, section, directory.name, directory=directory.batch)
-        self._require_none_waits(section, directory.name)
-        return self._open(Endpoint, section, directory.name)
-
-    def _require_none_waits(self, section: AskSection, name: str) -> None:
-        """Refuses to send requests while some wait in files of a batch API."""
-        batch = self.directories[name].batch
-        if not any(batch.glob("requests-*.jsonl")):
-            return
-        with self._open(BatchEndpoint, section, name, directory=batch) as files:
-            waiting = files.outstanding
-        if waiting:
-            what = f"{counted(waiting, 'request')} without an answer, which would be paid for twice"
-            how = "give --answers FILE, go on with --batch, or remove the files if they were not sent"
-            raise ConfigError(f"{batch}: has {what}; {how}")
-
-    def _open(self, kind: Any, section: AskSection, name: str, **more: Any) -> Any:
-        one, budget = self.config.endpoint_of(section), self.config.budget
-        tokens, money = self.spent(name)
-        directory = self.directories[name]
-        directory.path.mkdir(parents=True, exist_ok=True)
-        with named(f"endpoints.{section.endpoint}"):
-            return kind(
-                one.base_url,
-                one.model,
-                journal=directory.journal,
-                key_variable=one.key_variable,
-                concurrent=one.concurrent,
-                requests_a_minute=one.requests_a_minute,
-                tokens_a_minute=one.tokens_a_minute,
-                token_budget=None if budget.tokens is None else max(0, budget.tokens - tokens),
-                money_budget=None if budget.money is None else max(0.0, budget.money - (money or 0.0)),
-                prices=one.price(),
-                timeout_s=one.timeout_s,
-                tries=one.tries,
-                keep_refusals=True,
-                tell=self._tell,
-                **more,
-            )
-
-    def _estimator(self, section: AskSection, directory: StepDirectory, scratch: Path) -> Endpoint:
-        own = self.directories[directory.name].journal
-        journal = own if own.exists() else scratch / f"{directory.name}.replies"
-        one = self.config.endpoint_of(section)
-        prices = one.price()
-        return JournalEndpoint(one.base_url, one.model, journal=journal, prices=prices, keep_refusals=True)
-
-    def _spent(self, name: str) -> Spent:
-        path = self.directories[name].journal
-        if not path.exists():
-            return Spent()
-        journal = ReplyJournal(path)
-        journal.close()
-        return journal.spent
-
-    def _money(self, by_step: Mapping[str, Spent]) -> float | None:
-        total = None
-        for name, spent in by_step.items():
-            section = STEPS[name].section
-            prices = self.config.endpoint_of(getattr(self.config, section)).price() if section else None
-            if prices is not None:
-                total = (total or 0.0) + prices.cost(spent.prompt_tokens, spent.completion_tokens)
-        return total

@@ -14,6 +14,7 @@ from janus_jax.data.synthesize.config import SynthesisConfig
 from janus_jax.data.synthesize.files import StepDirectory, number_of, shuffled
 from janus_jax.data.synthesize.hierarchy import Hierarchy, of_rows
 from janus_jax.storage import local
+from janus_jax.storage.endpoint_journal import Spent
 
 PAPER = {
     "instructions": 65_653,
@@ -37,8 +38,14 @@ _SHOWN = {1: 24, 2: 8}
 _COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5")
 
 
-def write(out: Path, config: SynthesisConfig, directories: Mapping[str, StepDirectory]) -> None:
-    """Writes report.json and report.html into the output directory."""
+def write(
+    out: Path, config: SynthesisConfig, directories: Mapping[str, StepDirectory], spent: Mapping[str, Spent]
+) -> None:
+    """Writes report.json and report.html into the output directory.
+
+    Args:
+        spent: by step, of its whole journal: also before it was made again, or made last.
+    """
     hierarchy = of_rows(directories["hierarchy"].rows())
     kept = {row["id"] for row in directories["collection"].rows()}
     instructions, systems, used = set[str](), set[int](), Counter[str]()
@@ -48,7 +55,7 @@ def write(out: Path, config: SynthesisConfig, directories: Mapping[str, StepDire
         used.update("/".join(list(p.values())[:3]) for p in row["preferences"])
     statistics = {"instructions": len(instructions), "system messages": len(systems), **hierarchy.statistics()}
     table = [{"what": name, "here": statistics[name], "paper": PAPER[name]} for name in PAPER]
-    steps = [_step(directory) for directory in directories.values() if directory.facts()]
+    steps = [_step(directory, spent.get(name)) for name, directory in directories.items() if directory.facts()]
     usage = {
         "preferences_used": len(used),
         "least": min(used.values(), default=0),
@@ -72,8 +79,10 @@ def write(out: Path, config: SynthesisConfig, directories: Mapping[str, StepDire
     local.write_whole(out / "report.html", page)
 
 
-def _step(directory: StepDirectory) -> dict[str, Any]:
+def _step(directory: StepDirectory, spent: Spent | None) -> dict[str, Any]:
     facts = directory.facts()
+    if spent is not None and spent.tokens:
+        facts["usage"] = {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens}
     names = ("step", "counts", "dropped", "rejected", "usage", "notes", "limit", "unanswered")
     return {name: facts.get(name) for name in names} | {"edited": directory.is_edited()}
 

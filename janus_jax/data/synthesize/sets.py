@@ -278,9 +278,10 @@ def _choose(
 
 
 def _kept(stage: Stage, hierarchy: Hierarchy, rules: Rules) -> dict[str, list[tuple[Preference, ...]]]:
-    """Sets of an earlier draw with the same seed that still can be."""
-    facts = stage.directory.facts()
-    if not facts or facts.get("settings", {}).get("seed") != stage.config.seed:
+    """Sets of an earlier draw with the same seed that still can be. Without step.json the seed counts as the same: a
+    process may have been killed just before it wrote that, and texts for the sets are paid for."""
+    seed = stage.directory.facts().get("settings", {}).get("seed", stage.config.seed)
+    if seed != stage.config.seed or not stage.directory.digest():
         return {}
     known = {one.key: one for one in hierarchy.preferences()}
     dimensions, sets = list(hierarchy.dimensions), dict[str, list[tuple[Preference, ...]]]()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ class Stage:
                 options=self.options(section),
                 formats=self._formats(section, form),
                 compare=compare,
-                note=self._note,
+                notes=functools.partial(self._notes, form),
             ):
                 self.waiting += outcome.waiting
                 for reason, _ in outcome.rejections:
@@ -175,9 +176,16 @@ class Stage:
         if self._done % CHUNK:
             self._tell_of_progress(endpoint)
 
-    def _note(self, gate: str, detail: str) -> str:
-        fault = gates.fault(gate, detail)
-        return self.prompt("repair").fill(fault=fault)[0]["content"] if fault else ""
+    def _notes(self, form: type[structured.Answer] | None, gate: str, detail: str) -> Sequence[tuple[str, str]]:
+        """As `ask` takes them. Older versions sent no notes, and took a refusal in place of JSON for bad JSON."""
+        named = [(gate, detail), ("", ""), *([("bad_json", "")] if form is not None and gate == "refusal" else [])]
+        faults = [(name, gates.fault(name, detail)) for name, detail in named]
+        repair = self.prompt("repair")
+        return [
+            (name, repair.fill(fault=fault)[0]["content"]) if fault else ("", "")
+            for name, fault in faults
+            if fault or not name
+        ]
 
     def _tell_of_progress(self, endpoint: Endpoint) -> None:
         if self.dry or (isinstance(endpoint, BatchEndpoint) and not self._texts):
@@ -193,6 +201,8 @@ class Stage:
         """Counts an item without an accepted answer."""
         if outcome.waiting:
             return
+        if outcome.unanswered and not self.unanswered:
+            self.note(f"{self.directory.name}: a request got no answer: {outcome.unanswered}")
         self.unanswered += bool(outcome.unanswered)
         detail = outcome.unanswered or "; ".join(f"{gate}: {detail}" for gate, detail in outcome.rejections)
         self.writer.drop(outcome.reason, **what, detail=detail)
@@ -223,10 +233,10 @@ class Stage:
         """
         endpoint = self._endpoint = self._endpoint or self._opened(section, self.directory)
         requests = in_journal = prompt = most = 0
-        options = self.options(section) | self._formats(section, form)[0]
+        options, *others = (self.options(section) | one for one in self._formats(section, form))
         iterator = iter(items)
         while chunk := list(itertools.islice(iterator, CHUNK)):
-            estimate = endpoint.estimate([one.messages for one in chunk], **options)
+            estimate = endpoint.estimate([one.messages for one in chunk], others=others, **options)
             requests, in_journal = requests + estimate.requests, in_journal + estimate.in_journal
             prompt, most = prompt + estimate.prompt_tokens, most + estimate.most_prompt
         if times is not None:
@@ -259,11 +269,11 @@ class Stage:
         return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
     @property
-    def batch_files(self) -> tuple[list[Path], list[str]]:
-        """Batch files of this process, and names of older ones that it waits for too."""
+    def batch_files(self) -> tuple[int, list[Path], list[str]]:
+        """Answers to come to batch files, those of this process, and names of older ones that it waits for too."""
         if not isinstance(self._endpoint, BatchEndpoint):
-            return [], []
-        return self._endpoint.written, sorted(self._endpoint.older)
+            return 0, [], []
+        return self._endpoint.waiting, self._endpoint.written, sorted(self._endpoint.older)
 
 
 def require_whole(reply: Any) -> None:

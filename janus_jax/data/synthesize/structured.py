@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from janus_jax.data.columns import filled
+from janus_jax.data.synthesize import gates
 from janus_jax.data.synthesize.asking import Rejected
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -45,7 +46,7 @@ def read(text: str, form: type[Form]) -> tuple[Form, bool]:
     """The answer in a text, and whether the text had to be mended.
 
     Raises:
-        Rejected: `bad_json` or `wrong_form`.
+        Rejected: `refusal` in place of JSON, `bad_json` or `wrong_form`.
     """
     for number, candidate in enumerate(_candidates(text)):
         try:
@@ -59,6 +60,7 @@ def read(text: str, form: type[Form]) -> tuple[Form, bool]:
             where = ".".join(map(str, first["loc"])) or "the whole"
             what = "is missing" if first["type"] == "missing" else "has another type"
             raise Rejected("wrong_form", f"{where} {what}") from error
+    gates.refusal(text)
     raise Rejected("bad_json", text[:80])
 
 
