@@ -266,16 +266,16 @@ def test_a_disk_too_small_for_what_is_kept_is_said_before_training(steps, state,
         monkeypatch.setattr(retention.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, size))
 
     size = retention._bytes_of(steps / "7")
-    place = size + retention._bytes_of(steps / "3")
+    used = size + retention._bytes_of(steps / "3")
     empty = tmp_path / "empty"
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with (
         contextlib.closing(Checkpoints(steps, keep=2)) as old,
         contextlib.closing(Checkpoints(empty, keep=retention.Retention(1, best=1))) as new,
     ):
-        with_free(3 * size - place)
+        with_free(3 * size - used)
         assert old.space_note(*abstract(state)) is None
-        with_free(3 * size - place - 1)
+        with_free(3 * size - used - 1)
         assert "with checkpoint.keep=2 up to 3 are there" in old.space_note(*abstract(state))
         with_free(3 * arrays)
         assert new.space_note(*abstract(state)) is None

@@ -105,16 +105,16 @@ def test_a_report_lies_beside_what_was_written(tmp_path):
     save_hf(params, SMALL, tmp_path / "hf")
     from_hf(tmp_path / "hf", tmp_path / "orbax")
     to_hf(tmp_path / "orbax", tmp_path / "back", dtype="bfloat16")
-    place, back = (json.loads((tmp_path / name / REPORT).read_text()) for name in ("orbax", "back"))
-    assert (place["stored_dtype"], place["dtype"], place["verify"]) == ("float32", "float32", "logits")
+    report, back = (json.loads((tmp_path / name / REPORT).read_text()) for name in ("orbax", "back"))
+    assert (report["stored_dtype"], report["dtype"], report["verify"]) == ("float32", "float32", "logits")
     assert (back["stored_dtype"], back["dtype"]) == ("float32", "bfloat16")
-    assert place["largest_logit_difference"] == 0 < back["largest_logit_difference"] < 1
-    assert set(place["seconds"]) == {"convert", "verification"}
+    assert report["largest_logit_difference"] == 0 < back["largest_logit_difference"] < 1
+    assert set(report["seconds"]) == {"convert", "verification"}
     flat = leaves(params)
     for entry in key_table(SMALL):
         leaf = np.asarray(flat[entry.path])
         block = leaf if entry.layer is None else leaf[entry.layer]
-        assert place["xxh3_128"][entry.key] == digest(block)
+        assert report["xxh3_128"][entry.key] == digest(block)
         assert back["xxh3_128"][entry.key] == digest(block.astype(jnp.bfloat16))
 
 

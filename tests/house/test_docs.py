@@ -188,8 +188,8 @@ def test_the_exit_codes_are_those_of_the_errors():
 def test_the_map_of_modules_is_whole():
     listed = [name.strip("`") for name, _ in rows("Where each thing lives")]
     package = ROOT / "janus_jax"
-    place = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
-    assert sorted(listed) == sorted(place)
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert sorted(listed) == sorted(modules)
 
 
 # Quoted messages and snippets

@@ -52,10 +52,10 @@ def run(pod):
 
 
 def test_a_workstation_that_is_ready_lacks_only_the_bucket(pod):
-    code, message = run(pod)
-    assert [line for line in message if line.startswith("problem")] == ["problem  bucket: none in the settings"]
-    assert code == 1 and message[-1] == "1 problem" and "8476" in message[-2]
-    assert any(line == "ok       accelerator type: v4-16 is offered in us-central2-b of p" for line in message)
+    code, lines = run(pod)
+    assert [line for line in lines if line.startswith("problem")] == ["problem  bucket: none in the settings"]
+    assert code == 1 and lines[-1] == "1 problem" and "8476" in lines[-2]
+    assert any(line == "ok       accelerator type: v4-16 is offered in us-central2-b of p" for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -76,21 +76,19 @@ def test_a_workstation_that_is_ready_lacks_only_the_bucket(pod):
 )
 def test_a_problem_has_a_remedy(pod, name, answer, line, remedy):
     pod.answers[name] = answer
-    message = run(pod)[1]
-    at = next(number for number, text in enumerate(message) if line in text)
-    assert (
-        message[at].startswith("problem  ") and message[at + 1].startswith("         -> ") and remedy in message[at + 1]
-    )
+    lines = run(pod)[1]
+    at = next(number for number, text in enumerate(lines) if line in text)
+    assert lines[at].startswith("problem  ") and lines[at + 1].startswith("         -> ") and remedy in lines[at + 1]
 
 
 def test_what_is_not_installed_is_named_with_its_own_remedy(pod, tmp_path, monkeypatch):
     pod.gcloud = run_command
     monkeypatch.setenv("PATH", str(tmp_path))
-    message = run(pod)[1]
+    lines = run(pod)[1]
     for name, remedy in (("gcloud", "https://cloud.google.com/sdk/docs/install"), ("ssh", "install it with your")):
-        at = next(number for number, text in enumerate(message) if text.startswith(f"problem  {name}: {name}: "))
-        assert f"is not installed on this workstation: {remedy}" in message[at]
-        assert message[at + 1] == "         -> install it, or put its directory on PATH"
+        at = next(number for number, text in enumerate(lines) if text.startswith(f"problem  {name}: {name}: "))
+        assert f"is not installed on this workstation: {remedy}" in lines[at]
+        assert lines[at + 1] == "         -> install it, or put its directory on PATH"
 
 
 def test_a_key_that_others_can_read_is_a_problem(pod, tmp_path):

@@ -49,18 +49,18 @@ ALL = [
 @pytest.mark.parametrize("words", ALL, ids=lambda words: " ".join(words[:2]).replace("/", "-"))
 def test_a_rehearsal_prints_what_is_run(script, words):
     name, *rest = words
-    code, lines, called = script(name, "--dry-run", *rest)
-    assert code == 0 and called == [], lines
+    code, output, called = script(name, "--dry-run", *rest)
+    assert code == 0 and called == [], output
     code, err, called = script(*words, TUNNEL="yes" if name == "evaluate.sh" else "")
     assert code == 0, err
-    printed = [line.removeprefix("+ ").replace("\\", "").removesuffix(" &") for line in lines.splitlines()]
+    printed = [line.removeprefix("+ ").replace("\\", "").removesuffix(" &") for line in output.splitlines()]
     assert [line for line in called if not line.startswith("curl")] == printed
 
 
 def test_the_machine_is_bounded_in_time_and_settings_count(script):
-    _, lines, _ = script("create.sh", "--dry-run", MACHINE="a2-highgpu-1g", MAX_HOURS="3", PROVISIONING="SPOT")
-    assert "--machine-type=a2-highgpu-1g" in lines and "--provisioning-model=SPOT" in lines
-    assert "--max-run-duration=3h --instance-termination-action=DELETE" in lines
+    _, output, _ = script("create.sh", "--dry-run", MACHINE="a2-highgpu-1g", MAX_HOURS="3", PROVISIONING="SPOT")
+    assert "--machine-type=a2-highgpu-1g" in output and "--provisioning-model=SPOT" in output
+    assert "--max-run-duration=3h --instance-termination-action=DELETE" in output
     for words, says in (
         (("serve.sh", "x", "../mine"), "allowed: letters"),
         (("serve.sh", "x"), "a name for the model"),

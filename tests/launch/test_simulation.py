@@ -81,10 +81,10 @@ class Life:
 
         def work():
             context = world.context(station)
-            place = machines.find(context)
-            if place is None or not place.ready:
+            pod = machines.find(context)
+            if pod is None or not pod.ready:
                 return 16
-            with hosts.connect(context, place) as group:
+            with hosts.connect(context, pod) as group:
                 start.require_free(group)
                 before = start.previous(context)
                 last = Run.from_json(before.value)

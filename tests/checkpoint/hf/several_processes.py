@@ -147,12 +147,12 @@ def blind() -> Iterator[None]:
     """This process looks for what process 0 made on a file system of its own."""
     from janus_jax.parallel import processes
 
-    lines: Callable[..., Any] = processes.broadcast
-    processes.broadcast = lambda name, value: lines(name, value) + ".elsewhere"
+    broadcast: Callable[..., Any] = processes.broadcast
+    processes.broadcast = lambda name, value: broadcast(name, value) + ".elsewhere"
     try:
         yield
     finally:
-        processes.broadcast = lines
+        processes.broadcast = broadcast
 
 
 if __name__ == "__main__":

@@ -71,10 +71,10 @@ REFUSED = [
 @pytest.mark.parametrize(("topology", "config", "arguments", "peak"), COMPILED)
 def test_estimates_are_near_what_was_compiled(topology, config, arguments, peak):
     target = find_slice(topology)
-    actual, usable = estimate(config, target), load_chips().chips[target.family].usable_hbm_bytes_per_device
-    assert actual.arguments / 2**30 == pytest.approx(arguments, abs=2e-3)
-    assert actual.bytes / 2**30 == pytest.approx(peak, rel=MARGIN - 1)
-    assert not actual.is_hopeless(usable)
+    estimated, usable = estimate(config, target), load_chips().chips[target.family].usable_hbm_bytes_per_device
+    assert estimated.arguments / 2**30 == pytest.approx(arguments, abs=2e-3)
+    assert estimated.bytes / 2**30 == pytest.approx(peak, rel=MARGIN - 1)
+    assert not estimated.is_hopeless(usable)
 
 
 @pytest.mark.parametrize(("topology", "config", "asked"), REFUSED)
@@ -146,9 +146,9 @@ def test_an_online_reference_is_counted():
 
 
 def test_meshes_are_all_factorisations():
-    actual = list(mesh_shapes(8))
-    assert len({tuple(sizes.values()) for sizes in actual}) == len(actual) == 20  # 3 twos over 4 axes
-    assert {math.prod(sizes.values()) for sizes in actual} == {8}
+    shapes = list(mesh_shapes(8))
+    assert len({tuple(sizes.values()) for sizes in shapes}) == len(shapes) == 20  # 3 twos over 4 axes
+    assert {math.prod(sizes.values()) for sizes in shapes} == {8}
     assert {sizes["data"] for sizes in mesh_shapes(8, 4)} == {4, 8}
 
 
@@ -224,11 +224,11 @@ def test_what_another_program_would_be_is_compiled_again(tmp_path):
 @pytest.mark.parametrize("name", ["LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"])
 def test_flags_of_the_compiler_are_part_of_what_is_known(name, monkeypatch):
     run = recipe()
-    target, actual = find_slice("v5litepod-16"), find_inputs(run, 16)
+    target, inputs = find_slice("v5litepod-16"), find_inputs(run, 16)
     names = []
     for value in ("--one", "--other", "--one"):
         monkeypatch.setenv(name, value)
-        names.append(cache_key(run, actual, target, 1, None))
+        names.append(cache_key(run, inputs, target, 1, None))
     assert names[0] == names[2] != names[1]
 
 
@@ -342,8 +342,8 @@ def test_a_process_that_dies_fails_its_cell_alone(tmp_path, monkeypatch):
 
 def cell(peak, speed, status="fits", remat="full") -> Cell:
     bound = {"tokens_per_s": 2 * speed, "serial_seconds": 100 / speed}
-    actual = {"memory": {"needed": peak * 2**30, "usable": 16 * 2**30}, "bound": bound, "tokens_per_step": 100}
-    return Cell((), {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}, 1, 1, remat, "float32", 0, status, plan=actual)
+    planned = {"memory": {"needed": peak * 2**30, "usable": 16 * 2**30}, "bound": bound, "tokens_per_step": 100}
+    return Cell((), {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}, 1, 1, remat, "float32", 0, status, plan=planned)
 
 
 def test_the_front_has_what_nothing_else_beats(tmp_path):
