@@ -174,7 +174,7 @@ class Placement:
             return ()
         return tuple(name for axis in axes for name in self.rules.get(axis, ()) if self.mesh.shape[name] > 1)
 
-    def parts(self, shape: tuple[int, ...], axes: tuple[str | None, ...], over: str) -> int:
+    def share_count(self, shape: tuple[int, ...], axes: tuple[str | None, ...], over: str) -> int:
         """The number of `shares`; 1 if no such shares exist."""
         taken = {name for axis in axes if axis for name in self.names(axis)}
         parts = self.shards(over)
@@ -191,7 +191,7 @@ class Placement:
             axes: logical axes of the array.
             over: a logical axis.
         """
-        names, parts = self.names(over), self.parts(shape, axes, over)
+        names, parts = self.names(over), self.share_count(shape, axes, over)
         if parts == 1:
             return WHOLE
 

@@ -140,7 +140,7 @@ class _DeviceShare:
     inputs: Inputs
     devices: int
     shards: dict[str, int]  # logical axis -> shards
-    input_parts: int  # of a block's input, if it is kept in shares
+    share_count: int  # of the input of a block, if devices keep shares of it
     whole: int  # elements of all parameters at rest
     layers: int  # elements of the layers' parameters
     moments: int  # bytes
@@ -166,7 +166,7 @@ class _DeviceShare:
             inputs,
             devices,
             shards,
-            meshes.Placement(mesh, rules).parts((inputs.model.hidden_size,), INPUT_AXES, INPUT_OVER),
+            meshes.Placement(mesh, rules).share_count((inputs.model.hidden_size,), INPUT_AXES, INPUT_OVER),
             whole=whole,
             layers=layers,
             moments=moments,
@@ -232,7 +232,7 @@ class _DeviceShare:
     def input_shares(self, remat: Remat) -> int:
         """Devices that keep a share each of a block's input."""
         chosen = kept(remat)
-        return self.input_parts if INPUT in chosen.device and not chosen.everything else 1
+        return self.share_count if INPUT in chosen.device and not chosen.everything else 1
 
     @functools.cached_property
     def _widths(self) -> dict[str, float]:
