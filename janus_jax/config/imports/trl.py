@@ -194,7 +194,8 @@ def _intervals(ledger: Ledger) -> None:
         if number >= 1:
             ledger.carry(source, "eval.every_steps", int(number))
         key = "dataset_test_split"
-        ledger.write("data.eval_split", training_keys.split_of(ledger, key, str(ledger.get(key, "test"))))
+        split, option = str(ledger.get(key, "test")), "--validation-source"
+        ledger.write("data.eval_split", training_keys.split_of(ledger, key, split, held_out=True, option=option))
     on = evaluates != "no"
     ledger.judge("eval_strategy", "kept" if evaluates in ("no", "steps") else "approximated", "eval.every_steps")
     ledger.judge(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from janus_jax.config.split_names import SPLIT_WORDS, splits_in
 from janus_jax.data.build.readers import ALLOWED, SUFFIXES, check_type, file_type
 from janus_jax.data.dataset import SPLIT_NAME
 from janus_jax.errors import DataError, first_line
@@ -22,12 +23,6 @@ HUB_ALIASES = {
 OVERRULE = "give --source train=FILE"
 """For messages: how a file is read as another split than its name says."""
 
-_WORDS_OF_SPLITS = {
-    "train": "train training",
-    "validation": "validation valid val dev development eval evaluation heldout holdout",
-    "test": "test testing",
-}
-_SPLIT_WORDS = {word: split for split, words in _WORDS_OF_SPLITS.items() for word in words.split()}
 _ABOUT_DATA = re.compile(r"readme|licen[cs]e|notice|citation|changelog|checksums?|md5sums?|sha256sums?|_success", re.I)
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
@@ -301,7 +296,7 @@ def _split_of(path: Path, directory: Path) -> str | None:
     """The split that the name of a file, or of the folders above it, says."""
     inside = path.relative_to(directory)
     parts = (*inside.parts[:-1], inside.name[: len(inside.name) - len(file_type(path))])
-    named = {split: part for part in parts for split in _splits_in(part)}
+    named = {split: part for part in parts for split in splits_in(part)}
     if len(named) > 1:
         one, other = list(named)[:2]
         raise DataError(path, f"names two splits, {one} and {other}; allowed: one; rename it, or {OVERRULE}")
@@ -313,15 +308,7 @@ def _split_of_source(path: Path, *, is_file: bool) -> str | None:
     if is_file and (named := _split_of(path, path.parent)):
         return named
     folder = (path.parent if is_file else path).name.lower()
-    return _SPLIT_WORDS.get(folder.removeprefix("split="))
-
-
-def _splits_in(name: str) -> set[str]:
-    """Splits that are words of a name: `rows_test`, `TestSet`, `train1`, `split=dev`; not `contest`."""
-    joined = re.sub(r"(?i)(held|hold)[-_. ]?out", "heldout", name)
-    words = (word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", joined))
-    stems = (re.sub(r"(?<=[a-z])(s|sets?|splits?|data)$", "", word) for word in words)
-    return {_SPLIT_WORDS[stem] for stem in stems if stem in _SPLIT_WORDS}
+    return SPLIT_WORDS.get(folder.removeprefix("split="))
 
 
 def _download(hub_id: str) -> Path:

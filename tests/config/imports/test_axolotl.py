@@ -246,7 +246,7 @@ def test_columns_that_a_build_does_not_know_are_to_be_renamed(
 @pytest.mark.parametrize(
     ("splits", "ours", "line"),
     [
-        (["train[:5%]"], None, "data: datasets[0].split = train[:5%]: give --source the files of that split alone"),
+        (["train[:5%]"], None, "data: datasets[0].split = train[:5%]: builds read whole files: write its records"),
         (["train", "test"], "train", "data.split: the data sets have the splits train, test; a run reads one of all"),
     ],
 )

@@ -147,6 +147,34 @@ def test_splits_are_those_of_builds(named: str, ours: str | None, by_hand: bool,
     assert (line in report["by_hand"]) == by_hand
 
 
+@pytest.mark.parametrize(
+    ("named", "ours", "by_hand"),
+    [
+        (None, "test", ""),
+        ("train", "train", ""),
+        ("held_out", "validation", "give --validation-source the files of that split alone, as validation=PATH"),
+        ("DevSets", "validation", "give --validation-source the files of that split alone, as validation=PATH"),
+        ("prefs_v2", "test", "give --validation-source the files of that split alone, as test=PATH"),
+        ("train_small", "test", "give --validation-source the files of that split alone, as test=PATH"),
+        ("train[:5%]", "test", "write its records to a file and give that, as --validation-source test=FILE"),
+        ("test+dev", "validation", "write its records to a file and give that, as --validation-source validation=FILE"),
+    ],
+)
+def test_held_out_split_is_never_the_training_data_by_guess(
+    named: str | None, ours: str, by_hand: str, tmp_path: Path
+) -> None:
+    keys = {
+        "packing": True,
+        "eval_strategy": "steps",
+        "dataset_test_split": named,
+        "dataset_train_split": "train_prefs",
+    }
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    assert report["config"]["data"]["eval_split"] == ours
+    lines = [one for one in report["by_hand"] if one.startswith(f"data: dataset_test_split = {named}: ")]
+    assert [by_hand in one for one in lines] == [True] * bool(by_hand)
+
+
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     keys = {"packing": True, "hub_token": "hf_9a8b", "env": {"HF_TOKEN": "hf_7c6d", "MODE": "shown"}}
     recipe, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
