@@ -322,6 +322,25 @@ def split_of(ledger: Ledger, key: str, value: str, *, held_out: bool = False, op
     return ours
 
 
+def write_splits(ledger: Ledger, keys: Sequence[str]) -> None:
+    """The split that a run reads, and the verdicts on the keys that give those of its data sets."""
+    values = [str(ledger.get(key, "train")) for key in keys]
+    splits = [split_of(ledger, key, value) for key, value in zip(keys, values, strict=True)]
+    if splits and set(splits) != {"train"}:
+        ledger.write("data.split", splits[0])
+    if len(set(splits)) > 1:
+        ledger.by_hand.append(
+            f"data.split: the data sets have the splits {', '.join(splits)}; a run reads the same split of every data "
+            f"set: give the files of each as {splits[0]}=PATH"
+        )
+    for key, value, split in zip(keys, values, splits, strict=True):
+        if not (re.fullmatch(r"[\w.-]+", value) or is_computed(value)):
+            ledger.judge(key, "not supported", "data.split", "a part of it")
+        elif split != splits[0]:
+            ledger.judge(key, "approximated", f"data.split = {splits[0]}", "one split for all data sets")
+        ledger.judge(key, "kept", "data.split")
+
+
 def column(ledger: Ledger, key: str, name: str) -> None:
     """The verdict on a key that gives the name of one of our columns."""
     value, names = ledger.get(key), COLUMNS[name]

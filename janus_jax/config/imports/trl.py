@@ -247,15 +247,13 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
             ledger.judge("datasets", "ignored", note="names no data sets")
         ledger.builds.append(Build(objective, training_keys.BY_HAND, f"data/{name}"))
     folders = []
-    for key, path, split_key in parts:
+    for key, path, _ in parts:
         folder = f"data/{name}" if len(parts) == 1 else f"data/{name}_{len(folders) + 1}"
         folders.append(folder)
         ledger.judge(key, "approximated", folder, "built once, before training")
         source = training_keys.known(ledger, key, f"--source of {folder}", str(path))
         ledger.builds.append(Build(objective, source, folder, template))
-        split = training_keys.split_of(ledger, split_key, str(ledger.get(split_key, "train")))
-        if split != "train":
-            ledger.write("data.split", split)
+    training_keys.write_splits(ledger, [split_key for *_, split_key in parts])
     if len(folders) > 1:
         ledger.write("data.mixture", [{"dir": folder} for folder in folders])
     else:

@@ -163,7 +163,9 @@ def test_fsdp_turns_on_what_the_file_turns_off(tmp_path: Path) -> None:
     assert own["gradient_checkpointing"] == "ignored" and own["fsdp_config.fsdp_activation_checkpointing"] == "kept"
 
 
-@pytest.mark.parametrize(("data", "note"), [({"chat_template": "chatml"}, "every data set of type chat_template names its own"), ({}, None)])
+@pytest.mark.parametrize(
+    ("data", "note"), [({"chat_template": "chatml"}, "every data set of type chat_template names its own"), ({}, None)]
+)
 def test_chat_template_that_no_data_set_uses(data: dict[str, str], note: str | None, tmp_path: Path) -> None:
     recipe = SMALL | {"chat_template": "chatml", "datasets": [{"path": "a/b", "type": "chat_template", **data}]}
     _, report = imported(tmp_path, "x.yaml", recipe, devices=1)
@@ -281,13 +283,19 @@ def test_columns_that_a_build_does_not_know_are_to_be_renamed(
     ("splits", "ours", "line"),
     [
         (["train[:5%]"], None, "data: datasets[0].split = train[:5%]: builds read whole files: write its records"),
-        (["train", "test"], "train", "data.split: the data sets have the splits train, test; a run reads one of all"),
+        (
+            ["train", "test"],
+            "train",
+            "data.split: the data sets have the splits train, test; a run reads the same split of every data set",
+        ),
     ],
 )
 def test_splits_are_those_of_builds(splits: list[str], ours: str | None, line: str, tmp_path: Path) -> None:
     data = [{"path": "a/b", "type": "chatml.intel", "split": one} for one in splits]
     _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data}, devices=1)
     assert report["config"]["data"].get("split") == ours and any(one.startswith(line) for one in report["by_hand"])
+    verdict = verdicts(report)[f"datasets[{len(splits) - 1}].split"]
+    assert verdict == ("approximated" if len(splits) > 1 else "not supported")
 
 
 def test_names_of_columns_are_those_of_builds() -> None:

@@ -175,6 +175,16 @@ def test_held_out_split_is_never_the_training_data_by_guess(
     assert [by_hand in one for one in lines] == [True] * bool(by_hand)
 
 
+def test_data_sets_of_several_splits_are_done_by_hand(tmp_path: Path) -> None:
+    data = {"datasets": [{"path": "a/b", "split": "train"}, {"path": "c/d", "split": "test"}], "packing": True}
+    _, report = imported(tmp_path, "x.yaml", data | {"model_name_or_path": "a/b"}, devices=1)
+    assert report["config"]["data"]["split"] == "train"
+    line = "data.split: the data sets have the splits train, test; a run reads the same split of every data set"
+    assert any(one.startswith(line) for one in report["by_hand"])
+    own = verdicts(report)
+    assert (own["datasets[0].split"], own["datasets[1].split"]) == ("kept", "approximated")
+
+
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     keys = {"packing": True, "hub_token": "hf_9a8b", "env": {"HF_TOKEN": "hf_7c6d", "MODE": "shown"}}
     recipe, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
