@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from janus_jax.config.imports import trl_keys
 from janus_jax.config.imports.shell import Command, Script
 from janus_jax.errors import ConfigError, first_line
 
@@ -212,6 +213,8 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
             source.beside[f"{words[0]} --{key}"] = value
     values, stray = _options(words[place + 1 :])
     source.values.update({key: value for key, value in values.items() if key != "config"})
+    if source.tool == "trl":
+        source.values = dict(_without_negation(*item) for item in source.values.items())
     source.defects += [f"`{word}` belongs to no option: the trainer stops" for word in stray]
     source.beside |= {f"word {word}": None for word in stray}
     for one in script.commands:
@@ -231,6 +234,12 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
     if "config" in values:
         source = _with_config(source, values["config"])
     return source
+
+
+def _without_negation(key: str, value: Any) -> tuple[str, Any]:
+    """`--no_KEY` of a switch that is on by default as `KEY: false`."""
+    name = key.removeprefix("no_")
+    return (name, False) if name != key and name in trl_keys.ON and value is True else (key, value)
 
 
 _ACCELERATE = {"single_gpu": 1} | dict.fromkeys(("multi_gpu", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"), 8)

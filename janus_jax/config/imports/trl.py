@@ -25,7 +25,6 @@ _OVERLONG = {"sft": "truncate", "dpo": "truncate", "orpo": "truncate", "rm": "dr
 
 def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str:
     """As `axolotl.convert`. `trainer`: sft, dpo, orpo or rm, or nothing if the file does not say it."""
-    ledger.values = _without_negations(ledger.values)
     devices = devices or _launched(ledger)
     objective = trainer or _guessed(ledger)
     if objective not in _RATES:
@@ -51,17 +50,6 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     ledger.not_needed(keys.NOT_NEEDED)
     ledger.rest(keys.known(), "stops")
     return objective
-
-
-def _without_negations(values: dict[str, Any]) -> dict[str, Any]:
-    """`--no_packing`, which the parser of transformers has for each switch, as packing: false."""
-    known = set(keys.known())
-
-    def plain(key: str, value: Any) -> tuple[str, Any]:
-        negated = key.startswith("no_") and value is True and key not in known and key.removeprefix("no_") in known
-        return (key.removeprefix("no_"), False) if negated else (key, value)
-
-    return dict(plain(*item) for item in values.items())
 
 
 def _launched(ledger: Ledger) -> int | None:

@@ -119,13 +119,20 @@ def test_what_is_not_here(objective: str, keys: dict[str, Any], refused: list[st
 def test_devices_of_accelerate(command: str, devices: int | None, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("distributed_type: FSDP\nnum_processes: 6\n")
     (tmp_path / "alone.yaml").write_text("distributed_type: 'NO'\nnum_processes: 8\n")
-    options = "--model_name_or_path a/b --dataset_name c/d --no_packing --no_frobnicate"
+    options = "--model_name_or_path a/b --dataset_name c/d"
     _, report = imported(tmp_path, "x.sh", f"{command} {options}")
     assert report["config"]["batch"] == report["config"]["batch"] | {"examples": 8 * (devices or 1)}
     assert any(one.startswith("devices: ") for one in report["by_hand"]) == (devices is None)
-    assert report["refused"] == ["no_frobnicate"]
-    row = next(row for row in report["keys"] if row["key"] == "packing")
-    assert (row["value"], row["verdict"]) == (False, "kept")
+
+
+def test_negated_options_are_those_of_switches_that_are_on(tmp_path: Path) -> None:
+    options = "--model_name_or_path a/b --dataset_name c/d --no_packing --no_gradient_checkpointing --no_learning_rate"
+    _, report = imported(tmp_path, "x.sh", f"trl sft {options}", devices=1)
+    assert report["refused"] == ["no_packing", "no_learning_rate"] and report["config"]["remat"] == "none"
+    assert any(one.startswith("no_packing: TRL 1.16 has no such key and stops") for one in report["defects"])
+    keys = SMALL | {"packing": True, "no_gradient_checkpointing": True}
+    _, report = imported(tmp_path, "x.yaml", keys, devices=1)
+    assert report["refused"] == ["no_gradient_checkpointing"] and report["config"]["remat"] == "full"
 
 
 @pytest.mark.parametrize(
