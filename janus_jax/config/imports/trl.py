@@ -55,7 +55,7 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
 def _launched(ledger: Ledger) -> int | None:
     """The devices of options that `trl` gives to accelerate; None: there are none."""
     number = ledger.whole("num_processes", low=1)
-    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"))
+    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"), of_trl=True)
 
 
 def _guessed(ledger: Ledger) -> str:

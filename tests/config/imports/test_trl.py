@@ -106,6 +106,7 @@ def test_what_is_not_here(objective: str, keys: dict[str, Any], refused: list[st
 @pytest.mark.parametrize(
     ("command", "devices"),
     [
+        ("trl sft", None),
         ("trl sft --num_processes 4", 4),
         ("trl sft --accelerate_config zero2", 8),
         ("trl sft --accelerate_config single_gpu", 1),
@@ -114,11 +115,13 @@ def test_what_is_not_here(objective: str, keys: dict[str, Any], refused: list[st
         ("accelerate launch --config_file mine.yaml trl/scripts/sft.py", 6),
         ("accelerate launch --config_file alone.yaml trl/scripts/sft.py", 1),
         ("accelerate launch --config_file absent.yaml trl/scripts/sft.py", None),
+        ("accelerate launch --config_file zero2 trl/scripts/sft.py", None),  # names are of trl alone
     ],
 )
 def test_devices_of_accelerate(command: str, devices: int | None, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("distributed_type: FSDP\nnum_processes: 6\n")
     (tmp_path / "alone.yaml").write_text("distributed_type: 'NO'\nnum_processes: 8\n")
+    (tmp_path / "None").write_text("num_processes: 3\n")
     options = "--model_name_or_path a/b --dataset_name c/d"
     _, report = imported(tmp_path, "x.sh", f"{command} {options}")
     assert report["config"]["batch"] == report["config"]["batch"] | {"examples": 8 * (devices or 1)}
