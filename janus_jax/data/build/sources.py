@@ -247,8 +247,18 @@ def listed(counts: Mapping[str, int], most: int = 12) -> str:
 def file_sets(files: Sequence[Path]) -> list[str]:
     """Names of the numbered sets (NAME-00000-of-00003) among files, below their common folder."""
     top = os.path.commonpath([path.parent for path in files])
-    numbered = ((path.parent, path.name[: shard.start()]) for path in files if (shard := _SHARD.search(path.name)))
-    return sorted({os.path.relpath(folder / name.rstrip("-_. "), top) for folder, name in numbered})
+    first: dict[tuple[Path, str, str], Path] = {}
+    for path in files:
+        if shard := _SHARD.search(path.name):
+            first.setdefault(_set_of(path, shard), path)
+    names = ((key, f"{key[1].rstrip('-_. ')}{key[2]}" or path.name) for key, path in first.items())
+    return sorted(os.path.relpath(folder / name, top) for (folder, *_), name in names)
+
+
+def _set_of(path: Path, shard: re.Match[str]) -> tuple[Path, str, str]:
+    """The numbered set that a file is one of: its folder, and what stands before and after the numbers."""
+    rest = path.name[shard.end() : len(path.name) - len(file_type(path))]
+    return path.parent, path.name[: shard.start()], _HASH.sub("", rest)
 
 
 def _others_of_set(path: Path) -> dict[str, int]:
@@ -263,10 +273,7 @@ def _check_shards(files: Sequence[Path]) -> None:
     sets: dict[tuple[Path, str, str], list[tuple[int, int, re.Match[str], Path]]] = {}
     for path in files:
         if shard := _SHARD.search(path.name):
-            kind = file_type(path)
-            rest = _HASH.sub("", path.name[shard.end() : len(path.name) - len(kind)])
-            number, total = int(shard[1]), int(shard[3])
-            sets.setdefault((path.parent, path.name[: shard.start()], rest), []).append((number, total, shard, path))
+            sets.setdefault(_set_of(path, shard), []).append((int(shard[1]), int(shard[3]), shard, path))
     for shards in sets.values():
         shards.sort(key=lambda shard: shard[:2])
         number, total, match, first = shards[0]
