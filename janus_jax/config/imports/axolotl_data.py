@@ -253,7 +253,7 @@ def _tests(ledger: Ledger, objective: str, name: str) -> None:
     if path:
         folder = f"data/{name}_test"
         key = "test_datasets[0].split"
-        split = training_keys.split_of(ledger, key, str(ledger.get(key, "train")), held_out=True)
+        split = training_keys.split_of(ledger, key, str(ledger.get(key, "train")), "test")
         ledger.write("data.eval_dir", folder)
         ledger.write("data.eval_split", split)
         template = _template(ledger, "test_datasets[0]", objective)

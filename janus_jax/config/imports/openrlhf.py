@@ -294,7 +294,7 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     for one in ("dataset_split", "train_split"):
         at = _at(ledger, one)
         if ledger.get(at, "train") != "train":
-            ledger.carry(at, "data.split", training_keys.split_of(ledger, at, str(ledger.get(at))))
+            ledger.carry(at, "data.split", training_keys.split_of(ledger, at, str(ledger.get(at)), "train"))
         ledger.judge(at, "kept", "data.split")
     _columns(ledger, objective, version)
 

@@ -303,37 +303,50 @@ def known(ledger: Ledger, key: str, ours: str, value: str, instead: str = BY_HAN
     return instead
 
 
-def split_of(ledger: Ledger, key: str, value: str, *, held_out: bool = False, option: str = "--source") -> str:
-    """The split that a build makes of the files of another tool's split.
+def split_of(ledger: Ledger, key: str, value: str, default: str, *, taken: str = "", option: str = "--source") -> str:
+    """The split that a build makes of the files of another tool's split. Another name than `value` is listed by hand.
 
     Args:
-        held_out: whether it is evaluated on: it is never the split of the training data then, unless it has its name.
+        default: of a name that says none.
+        taken: the split that is made of other files.
         option: of `janus data build`, which gives the files.
     """
-    if value in SPLITS or is_computed(value):
+    ours = named_split(value, default, taken)
+    if ours != value:
+        _give_files(ledger, key, value, ours, option)
+    return ours
+
+
+def named_split(value: str, default: str, taken: str = "") -> str:
+    """The split of ours that a name says, or else the default; `taken` is none that it may be."""
+    if is_computed(value) or (value in SPLITS and value != taken):
         return value
-    allowed = [one for one in SPLITS if not (held_out and one == "train")]
-    ours = next((one for one in allowed if one in splits_in(value)), "test" if held_out else "train")
+    names = splits_in(value) or {default}
+    return next((one for one in SPLITS if one in names - {taken}), default if default != taken else "validation")
+
+
+def _give_files(ledger: Ledger, key: str, value: str, ours: str, option: str = "--source") -> None:
     if re.fullmatch(r"[\w.-]+", value):
         files = f"give {option} the files of that split alone, as {ours}=PATH"
     else:
         files = f"builds read whole files: write its records to a file and give that, as {option} {ours}=FILE"
     ledger.by_hand.append(f"data: {key} = {value}: {files}")
-    return ours
 
 
 def write_splits(ledger: Ledger, keys: Sequence[str]) -> None:
     """The split that a run reads, and the verdicts on the keys that give those of its data sets."""
     values = [str(ledger.get(key, "train")) for key in keys]
-    splits = [split_of(ledger, key, value) for key, value in zip(keys, values, strict=True)]
+    splits = [named_split(value, "train") for value in values]
     if splits and set(splits) != {"train"}:
         ledger.write("data.split", splits[0])
     if len(set(splits)) > 1:
         ledger.by_hand.append(
             f"data.split: the data sets have the splits {', '.join(splits)}; a run reads the same split of every data "
-            f"set: give the files of each as {splits[0]}=PATH"
+            "set"
         )
     for key, value, split in zip(keys, values, splits, strict=True):
+        if value != splits[0] and not is_computed(value):
+            _give_files(ledger, key, value, splits[0])
         if not (re.fullmatch(r"[\w.-]+", value) or is_computed(value)):
             ledger.judge(key, "not supported", "data.split", "a part of it")
         elif split != splits[0]:

@@ -182,8 +182,12 @@ def _intervals(ledger: Ledger) -> None:
         if number >= 1:
             ledger.carry(source, "eval.every_steps", int(number))
         key = "dataset_test_split"
-        split, option = str(ledger.get(key, "test")), "--validation-source"
-        ledger.write("data.eval_split", training_keys.split_of(ledger, key, split, held_out=True, option=option))
+        training, split = str(ledger.get("dataset_train_split", "train")), str(ledger.get(key, "test"))
+        ours = training_keys.named_split(training, "train")
+        if split != training:
+            option = "--validation-source"
+            ours = training_keys.split_of(ledger, key, split, "test", taken=ours, option=option)
+        ledger.write("data.eval_split", ours)
     on = evaluates != "no"
     ledger.judge("eval_strategy", "kept" if evaluates in ("no", "steps") else "approximated", "eval.every_steps")
     ledger.judge(

@@ -161,7 +161,8 @@ def test_splits_are_those_of_builds(named: str, ours: str | None, by_hand: bool,
     ("named", "ours", "by_hand"),
     [
         (None, "test", ""),
-        ("train", "train", ""),
+        ("train_prefs", "train", ""),  # the same as the training split, as the file says
+        ("train", "test", "give --validation-source the files of that split alone, as test=PATH"),
         ("held_out", "validation", "give --validation-source the files of that split alone, as validation=PATH"),
         ("DevSets", "validation", "give --validation-source the files of that split alone, as validation=PATH"),
         ("prefs_v2", "test", "give --validation-source the files of that split alone, as test=PATH"),
@@ -185,12 +186,21 @@ def test_held_out_split_is_never_the_training_data_by_guess(
     assert [by_hand in one for one in lines] == [True] * bool(by_hand)
 
 
+@pytest.mark.parametrize(("held_out", "ours"), [("test_sft", "validation"), ("test", "validation"), ("train", "train")])
+def test_held_out_split_is_no_other_name_of_the_training_split(held_out: str, ours: str, tmp_path: Path) -> None:
+    keys = {"packing": True, "eval_strategy": "steps", "dataset_test_split": held_out}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys | {"dataset_train_split": "test_prefs"}, devices=1)
+    assert (report["config"]["data"]["split"], report["config"]["data"]["eval_split"]) == ("test", ours)
+
+
 def test_data_sets_of_several_splits_are_done_by_hand(tmp_path: Path) -> None:
     data = {"datasets": [{"path": "a/b", "split": "train"}, {"path": "c/d", "split": "test"}], "packing": True}
     _, report = imported(tmp_path, "x.yaml", data | {"model_name_or_path": "a/b"}, devices=1)
     assert report["config"]["data"]["split"] == "train"
     line = "data.split: the data sets have the splits train, test; a run reads the same split of every data set"
     assert any(one.startswith(line) for one in report["by_hand"])
+    files = "give --source the files of that split alone, as train=PATH"
+    assert f"data: datasets[1].split = test: {files}" in report["by_hand"]
     own = verdicts(report)
     assert (own["datasets[0].split"], own["datasets[1].split"]) == ("kept", "approximated")
 
