@@ -199,7 +199,7 @@ def _left_out(manifest: Any) -> Iterator[str]:
         yield f"files not read: {listed(manifest.unread_files)}"
     for name, sets in (manifest.file_sets or {}).items():
         what = f"joins {counted(len(sets), 'set')} of files: {', '.join(sets)}"
-        yield f"note: split {name} {what}; if they repeat each other, give one of them: --source {name}=PATH"
+        yield f"note: split {name} {what}; if they repeat each other, move one set into a folder of its own"
     unread: Counter[str] = Counter()
     first: dict[str, str] = {}
     for name, split in manifest.splits.items():

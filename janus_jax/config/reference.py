@@ -28,10 +28,10 @@ A run is described by one YAML file. `janus config show FILE` prints it with eve
 section of the base, key by key. Any other value replaces the one in the base.
 
 **Overrides.** `janus train FILE batch.rows=16 'mesh={fsdp: 4, tensor: 2}'` changes keys on top of the file. The value
-is YAML, and it replaces what the file has, even a whole section. A number names an item of a list that the file has,
-from 0: `data.mixture.0.weight=2`. The last override of a key wins. A key that takes any text, such as `run.dir`, takes
-everything after the `=`: `'run.dir=runs/try #2'` and `run.dir=123` name directories. Only quotes around the whole text,
-a tag (`!name`), `null`, `true` and `false` are still YAML there.
+is YAML, and it replaces what the file has, even a whole section. A number names an item of a list that the file or an
+earlier override has, from 0: `data.mixture.0.weight=2`. The last override of a key wins. A key that takes any text,
+such as `run.dir`, takes everything after the `=`: `'run.dir=runs/try #2'` and `run.dir=123` name directories. Only
+quotes around the whole text, a tag (`!name`), `null`, `true` and `false` are still YAML there.
 
 **null.** `key: null` unsets what a base has set. Each key that allows null says what it means.
 

@@ -135,12 +135,12 @@ def _override(root: Node, text: str, problems: list[str], takes_text: Callable[[
     key, equals, value = text.partition("=")
     path: list[str | int] = [*key.strip().split(".")]
     if not equals or not all(re.fullmatch(r"\w+", str(part)) for part in path):
-        item = "; an item of a list has a number, from 0: data.mixture.0.weight=2" if "[" in key else ""
+        item = "; an item of a list has a number, from 0: data.mixture.0.weight=2" if equals else ""
         problems.append(f"{origin}: allowed: key=value with a dotted key, like batch.rows=4{item}")
         return root
     node = root
     for at, part in enumerate(path):
-        if isinstance(node.value, list) and re.fullmatch(r"[0-9]+", str(part)):
+        if isinstance(node.value, list) and re.fullmatch(r"0|[1-9][0-9]{0,8}", str(part)):
             path[at] = part = int(part)
         inner: Any = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
         node = inner.get(part, Node(None, origin)) if isinstance(inner, dict) else Node(None, origin)
@@ -185,9 +185,6 @@ def _set(node: Node, path: Sequence[str | int], depth: int, value: Node, problem
         return node
     if node.value is not None and not isinstance(node.value, dict):
         problems.append(f"{value.origin}: {key} = {shorten(node.plain())} is not a section with a key {part!r}")
-        return node
-    if node.value is None and depth and re.fullmatch(r"[0-9]+", str(part)):
-        problems.append(f"{value.origin}: {key} is not set, and has no item {part}; allowed: {_items(key, 0)}")
         return node
     children = node.value or {}
     child = children.get(part, Node(None, value.origin))

@@ -151,10 +151,6 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("remat=[input]", "remat = [input]: input is no tensor; allowed: none"),
         ("batch.rows.x=1", "batch.rows = 8 is not a section with a key 'x'"),
         (
-            "data.mixture.0.weight=2",
-            "data.mixture is not set, and has no item 0; allowed: the whole list, data.mixture=[",
-        ),
-        (
             "data.mixture[0].weight=2",
             "allowed: key=value with a dotted key, like batch.rows=4; an item of a list has a number, from 0: data.m",
         ),

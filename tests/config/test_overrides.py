@@ -3,6 +3,7 @@
 import pytest
 
 from janus_jax.config.run import load_config
+from janus_jax.config.yaml_file import read_tree
 from janus_jax.errors import ConfigError
 from tests.support.run_configs import SMALLEST_YAML
 
@@ -35,12 +36,27 @@ def test_an_override_of_an_item_of_a_list_has_its_number(small):
     for key, problem in (
         ("2.weight", f"data.mixture has no item 2{allowed}"),
         ("first.dir", f"data.mixture has no item first{allowed}"),
+        ("00.weight", f"data.mixture has no item 00{allowed}"),
+        ("9" * 5000, f"data.mixture has no item {'9' * 5000}{allowed}"),
         ("1.weight.0", "data.mixture.1.weight = 1 is not a section with a key '0'"),
     ):
         assert problem in complaint(small, *mixture, f"data.mixture.{key}=2")
     assert "override 'data.mixture.1.weight=-1': data.mixture.1.weight = -1: allowed: a number > 0" in complaint(
         small, *mixture, "data.mixture.1.weight=-1"
     )
+
+
+@pytest.mark.parametrize("key", ["data.mixture[0].weight", "data.mixture.-1.weight", "data.mixture.+", "a..b"])
+def test_an_override_with_no_dotted_key_learns_how_items_are_named(small, key):
+    assert "; an item of a list has a number, from 0: data.mixture.0.weight=2" in complaint(small, f"{key}=2")
+
+
+def test_a_number_may_be_a_name_of_the_users_own(small):
+    assert "list" not in complaint(small, "mesh.0=1") and "mesh.0" in complaint(small, "mesh.0=1")
+    unset = "data.mixture = {'0': {weight: 2}}: allowed: a list with at least one item"
+    assert unset in complaint(small, "data.mixture.0.weight=2")
+    root, problems = read_tree(small, ["endpoints.1.model=m"])
+    assert root.plain()["endpoints"] == {"1": {"model": "m"}} and not problems
 
 
 def test_an_override_creates_the_section_it_needs(small):

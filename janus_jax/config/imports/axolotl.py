@@ -58,11 +58,14 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     detail = "not supported" if ledger.on("adapter") else "ignored"
     for key in [one for first in keys.LORA_DETAILS.split() for one in ledger.under(first)]:
         ledger.judge(key, detail, note=training_keys.LORA if ledger.on("adapter") else "no adapter is set")
+    own = any(ledger.given(key) for key in ledger.under("datasets") if ".chat_template" in key)
+    unused = "every data set of type chat_template names its own" if own else "no data set is of type chat_template"
     for key in ("chat_template", "chat_template_jinja"):
-        ledger.judge(key, "not needed", note="no data set is of type chat_template; the exported tokenizer gets it")
+        ledger.judge(key, "not needed", note=f"{unused}; the exported tokenizer gets it")
     others = [one for one in _listed(ledger.get("plugins")) if not keys.HARMLESS.search(one)]
     for key in ledger.under("plugins"):
-        ledger.judge(key, "not supported" if others else "not needed", note=", ".join(others) or training_keys.SPEED)
+        note = ", ".join(others) or "speed, memory, logs and measurements of the tool"
+        ledger.judge(key, "not supported" if others else "not needed", note=note)
     ledger.unsupported(keys.UNSUPPORTED, keys.NEUTRAL)
     ledger.not_needed(keys.NOT_NEEDED | {"of another objective, optimizer or mode": keys.OF_OTHERS})
     ledger.rest(_known(), "ignores it")
@@ -133,7 +136,8 @@ def _batch(ledger: Ledger, devices: int | None, length: int, pairs: bool) -> Non
             raise ConfigError(f"{ledger.file}: {text}, for the tool too")
         accumulation = max(1, ledger.whole("batch_size", low=1) // micro)
     shards, copies = (ledger.whole(key, 1, low=1) for key in ("dp_shard_size", "dp_replicate_size"))
-    of_file = shards * copies * split if shards > 1 else None  # 1 is also written where all devices share out weights
+    fixed = shards > 1 and copies > 1  # otherwise the other one takes all devices that remain
+    of_file = shards * copies * split if fixed else None
     batch = Batch(micro, accumulation, training_keys.replicas(ledger, devices, of_file, split))
     in_rows = ledger.on("sample_packing") and not pairs
     names = ("micro_batch_size", "gradient_accumulation_steps", "batch_size")
@@ -269,12 +273,16 @@ def _precision(ledger: Ledger) -> None:
     wide = wide or not any(ledger.given(key) for key in ("bf16", "bfloat16", "fp16", "float16", "float32"))
     names = ("bf16", "bfloat16", "float32")
     training_keys.weights_dtype(ledger, names, "bfloat16" if wide else "float32", rounded=wide)
-    of_fsdp = "fsdp_config.activation_checkpointing"
-    recompute = ledger.get("gradient_checkpointing", ledger.on(of_fsdp))
-    kept = "offload" if recompute in ("offload", "offload_disk", "unsloth") else "full" if recompute else "none"
+    of_fsdp = [f"fsdp_config.{prefix}activation_checkpointing" for prefix in ("", "fsdp_")]
+    own, by_fsdp = ledger.get("gradient_checkpointing"), any(ledger.on(key) for key in of_fsdp)
+    offloads = own in ("offload", "offload_disk", "unsloth")
+    kept = "offload" if offloads else "full" if own or by_fsdp else "none"
+    if by_fsdp and own is False:
+        ledger.judge("gradient_checkpointing", "ignored", note="fsdp_config turns it on")
     ledger.carry("gradient_checkpointing", "remat", kept)
-    if ledger.on(of_fsdp):
-        ledger.judge(of_fsdp, "kept", f"remat = {kept}")
+    for key in of_fsdp:
+        if ledger.on(key):
+            ledger.judge(key, "kept", f"remat = {kept}")
 
 
 def _intervals(ledger: Ledger) -> None:
@@ -308,6 +316,12 @@ def _intervals(ledger: Ledger) -> None:
     if ledger.given("use_tensorboard"):
         ledger.carry("use_tensorboard", "logging.tensorboard", ledger.on("use_tensorboard"))
     patience = ledger.number("early_stopping_patience")
+    saves, evaluates = ledger.number("save_steps"), ledger.number("eval_steps")
+    if patience and saves and evaluates and saves % evaluates:
+        ledger.defects.append(
+            f"early_stopping_patience: save_steps = {shown(saves)} is no multiple of eval_steps = {shown(evaluates)}: "
+            "the tool stops"
+        )
     if patience and not (ledger.on("save_steps") and ledger.on("eval_steps")):
         ledger.defects.append("early_stopping_patience: needs save_steps and eval_steps; without them the tool stops")
         ledger.judge("early_stopping_patience", "ignored", note="needs save_steps and eval_steps")

@@ -41,21 +41,16 @@ def datasets(ledger: Ledger, objective: str, name: str) -> None:
         if not ledger.on("datasets"):
             ledger.judge("datasets", "ignored", note="names no data sets")
     more = _held_out(ledger)
-    folders, splits = [], []
+    training_keys.write_splits(ledger, [f"{prefix}.split" for prefix in prefixes])
+    folders = []
     for number, prefix in enumerate(prefixes):
         folder = f"data/{name}" if len(prefixes) == 1 else f"data/{name}_{number + 1}"
         _one(ledger, prefix, objective, folder, more)
         folders.append(folder)
-        key = f"{prefix}.split"
-        splits.append(training_keys.split_of(ledger, key, str(ledger.get(key, "train"))))
     if len(folders) > 1:
         ledger.write("data.mixture", [{"dir": folder} for folder in folders])
     else:
         ledger.write("data.dir", folders[0] if folders else f"data/{name}")
-    if splits and set(splits) != {"train"}:
-        ledger.write("data.split", splits[0])
-    if len(set(splits)) > 1:
-        ledger.by_hand.append(f"data.split: the data sets have the splits {', '.join(splits)}; a run reads one of all")
     _tests(ledger, objective, name)
     for key in ledger.under("datasets"):
         ledger.judge(key, "not supported", note="data sets are a list of mappings with path and type")
@@ -99,9 +94,6 @@ def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) ->
         path = training_keys.BY_HAND
     ledger.judge(f"{prefix}.path", "approximated", folder, "built once, before training")
     ledger.judge(f"{prefix}.data_files", "approximated", "--source", "name the files in --source")
-    split = str(ledger.get(f"{prefix}.split", "train"))
-    whole = re.fullmatch(r"\w+", split)
-    ledger.judge(f"{prefix}.split", "kept" if whole else "not supported", "data.split", "" if whole else "a part of it")
     template = _template(ledger, prefix, objective)
     if objective == "dpo" and ledger.equal:
         ledger.write("compat.token_boundary", "joint")
@@ -261,7 +253,7 @@ def _tests(ledger: Ledger, objective: str, name: str) -> None:
     if path:
         folder = f"data/{name}_test"
         key = "test_datasets[0].split"
-        split = training_keys.split_of(ledger, key, str(ledger.get(key, "train")))
+        split = training_keys.split_of(ledger, key, str(ledger.get(key, "train")), "test")
         ledger.write("data.eval_dir", folder)
         ledger.write("data.eval_split", split)
         template = _template(ledger, "test_datasets[0]", objective)

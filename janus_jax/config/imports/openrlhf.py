@@ -86,8 +86,9 @@ _UNSUPPORTED = {
     "a record is one exchange here": "multiturn",
     "the tokenizer is used as it is": "bos_token eos_token pad_token unk_token",
 }
-_LOADERS = ("json", "jsonl", "parquet", "arrow", "csv", "text")
-"""Before an @ in a data set's name: how the files behind it are read."""
+_LOADERS = ("json", "parquet", "arrow")
+_OTHER_LOADERS = ("csv", "text", "xml", "pandas", "webdataset")
+"""Before an @ in a data set's name: how the files behind it are read, here too, or by datasets alone."""
 _LORA_DETAILS = ("lora_alpha", "lora_dropout", "target_modules")
 _MUON = "muon.lr muon.momentum muon.ns_steps muon.nesterov muon.no_nesterov"
 
@@ -267,10 +268,7 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     folders = [f"data/{name}" if len(sources) == 1 else f"data/{name}_{one + 1}" for one in range(len(sources))]
     for source, folder in zip(sources, folders, strict=True):
         source = training_keys.known(ledger, key, f"--source of {folder}", source)
-        loader, _, place = source.partition("@")
-        if place and loader not in _LOADERS:
-            ledger.by_hand.append(f"data: of {loader} the tool reads the folder {place} alone; build from that")
-        ledger.builds.append(Build(objective, place if place and loader in _LOADERS else loader, folder, template))
+        ledger.builds.append(Build(objective, _source(ledger, key, source), folder, template))
     many = _at(ledger, "max_samples")
     if len(folders) > 1:
         parts = [
@@ -279,8 +277,8 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
         ledger.write("data.mixture", parts)
         if weights:
             ledger.by_hand.append(
-                "data.examples: an epoch of the tool ends when each data set was read (in the oldest versions: the "
-                "first), and after max_samples; set it to so many"
+                "data.examples: an epoch of the tool ends at max_samples examples, or earlier when every data set has "
+                "been read (in the oldest versions: the first); set data.examples to that number"
             )
         if weights and ledger.given(many):
             note = "the most examples of an epoch"
@@ -296,12 +294,31 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     for one in ("dataset_split", "train_split"):
         at = _at(ledger, one)
         if ledger.get(at, "train") != "train":
-            ledger.carry(at, "data.split", training_keys.split_of(ledger, at, str(ledger.get(at))))
+            ledger.carry(at, "data.split", training_keys.split_of(ledger, at, str(ledger.get(at)), "train"))
         ledger.judge(at, "kept", "data.split")
-    _columns(ledger, objective)
+    _columns(ledger, objective, version)
 
 
-def _columns(ledger: Ledger, objective: str) -> None:
+def _source(ledger: Ledger, key: str, text: str) -> str:
+    """The `--source` for a data set, which may be LOADER@FOLDER or NAME@FOLDER."""
+    loader, _, place = text.partition("@")
+    if not place:
+        return loader
+    if loader == "jsonl":
+        ledger.defects.append(
+            f"{key} = {text}: datasets has no loader jsonl, and the tool stops; json reads .jsonl too"
+        )
+    elif loader in _OTHER_LOADERS:
+        ledger.by_hand.append(
+            f"data: builds read no {loader}; write the records of {place} as JSONL and build from that"
+        )
+    elif loader not in _LOADERS:
+        ledger.by_hand.append(f"data: of {loader} the tool reads the folder {place} alone; build from that")
+        return loader
+    return place
+
+
+def _columns(ledger: Ledger, objective: str, version: str) -> None:
     prompt = "input" if objective == "rm" else "prompt"
     wanted = {"prompt_key": prompt, "chosen_key": "chosen", "rejected_key": "rejected",
               "input_key": "prompt", "output_key": "output"}  # fmt: skip
@@ -310,11 +327,12 @@ def _columns(ledger: Ledger, objective: str) -> None:
         wanted["input_key"] = "messages"
     for name, column in wanted.items():
         key = _at(ledger, name)
-        if column in ("prompt", "input") and ledger.given(key) and not chat:
-            systems = " and ".join(training_keys.COLUMNS["system"])
+        read = ledger.get(key, "input" if name == "input_key" and objective == "sft" and version != "0.2" else None)
+        if column in ("prompt", "input") and read is not None and not chat:
+            systems = ", ".join((*training_keys.COLUMNS["system"], *training_keys.OTHER_COLUMNS["system"]))
             ledger.by_hand.append(
-                f"system messages: the tool reads {shown(ledger.get(key))} alone; janus data build reads {systems} "
-                "too: leave these columns out"
+                f"system messages: the tool reads {shown(read)} alone; janus data build reads {systems} too: leave "
+                "these columns out"
             )
         training_keys.column(ledger, key, column)
 

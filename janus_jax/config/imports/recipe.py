@@ -13,7 +13,7 @@ import yaml
 
 from janus_jax.config import yaml_file
 from janus_jax.config.imports import axolotl, openrlhf, training_keys, trl, weights
-from janus_jax.config.imports.ledger import KINDS, VERDICTS, Ledger, Row, masked, shown
+from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
 from janus_jax.config.imports.source import Source, Tool, read
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.errors import ConfigError, first_line
@@ -94,11 +94,10 @@ def import_recipe(
     if source.trainer:
         _name_computed(ledger)
     changes = list(overrides)
-    _follow_objective(ledger, changes)
+    _require_objective(ledger, changes)
     config, text = _checked(ledger.config, changes)
     names = list(dict.fromkeys(change.partition("=")[0].strip() for change in changes))
-    done = tuple(f"{one}:" for one in names)
-    ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not one.startswith(done)]
+    ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not _is_done(one, names)]
     now = config.model_dump(mode="json", by_alias=True)
     overridden = tuple(Override(one, _at(ledger.config, one), _at(now, one)) for one in names)
     tokenizer = weights.judge(ledger, config.init.from_, config.run.dir, unreadable)
@@ -114,28 +113,22 @@ def import_recipe(
     )
 
 
-def _follow_objective(ledger: Ledger, overrides: list[str]) -> None:
-    """Makes the objective of the overrides that of the configuration and of its data: no key of the recipe's own counts
-    for another one."""
+def _is_done(line: str, names: Iterable[str]) -> bool:
+    """Whether a line to do by hand is about one key of ours, which the overrides set, alone or with its section."""
+    key = re.match(r"(\w+(?:\.\w+)+):", line)
+    return key is not None and any(key[1] == one or key[1].startswith(f"{one}.") for one in names)
+
+
+def _require_objective(ledger: Ledger, overrides: list[str]) -> None:
+    """Raises ConfigError if overrides change the objective: every key of the recipe was read for its own."""
     with _written(ledger.config) as file:
         wanted = yaml_file.read_tree(file, overrides)[0].plain().get("objective")
-    old, new = ledger.config["objective"], wanted.get("name") if isinstance(wanted, dict) else None
-    if not isinstance(new, str) or new == old["name"]:
-        return
-    note = f"objective.name = {new} of the command line replaces {old['name']}"
-    for key, row in ledger.rows.items():
-        if row.ours.startswith("objective."):
-            ledger.rows[key] = dataclasses.replace(row, verdict="not needed", ours="", note=note)
-    ledger.defaults[:] = [row for row in ledger.defaults if not row.ours.startswith("objective.")]
-    ledger.defects[:] = [one for one in ledger.defects if not one.startswith("objective.")]
-    ledger.config["objective"] = {"name": new}
-    ledger.config.get("compat", {}).pop("orpo_padding", None)
-    kind = KINDS.get(new, new)
-    if any(one.kind != kind for one in ledger.builds):
-        ledger.by_hand.append(
-            f"data: the recipe's are for {old['name']}; check that they have the columns of --kind {kind}"
+    old, new = ledger.config["objective"]["name"], wanted.get("name") if isinstance(wanted, dict) else None
+    if isinstance(new, str) and new != old:
+        raise ConfigError(
+            f"objective.name = {shown(new)}: the recipe is for {old}, and its keys are read for that; allowed: {old}; "
+            "import the recipe as it is, then change `objective` and what depends on it in the new file"
         )
-    ledger.builds[:] = [dataclasses.replace(one, kind=kind) for one in ledger.builds]
 
 
 def _name_computed(ledger: Ledger) -> None:

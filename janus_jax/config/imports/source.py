@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from janus_jax.config.imports import trl_keys
 from janus_jax.config.imports.shell import Command, Script
 from janus_jax.errors import ConfigError, first_line
 
@@ -212,6 +213,8 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
             source.beside[f"{words[0]} --{key}"] = value
     values, stray = _options(words[place + 1 :])
     source.values.update({key: value for key, value in values.items() if key != "config"})
+    if source.tool == "trl":
+        source.values = dict(_without_negation(*item) for item in source.values.items())
     source.defects += [f"`{word}` belongs to no option: the trainer stops" for word in stray]
     source.beside |= {f"word {word}": None for word in stray}
     for one in script.commands:
@@ -233,19 +236,29 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
     return source
 
 
-_ACCELERATE = {"single_gpu": 1} | dict.fromkeys(("multi_gpu", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"), 8)
+def _without_negation(key: str, value: Any) -> tuple[str, Any]:
+    """`--no_KEY` of a switch that is on by default as `KEY: false`."""
+    name = key.removeprefix("no_")
+    return (name, False) if name != key and name in trl_keys.ON and value is True else (key, value)
+
+
+_SHIPPED = {"single_gpu": 1} | dict.fromkeys(("multi_gpu", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"), 8)
 """Configurations of accelerate that TRL ships -> their devices."""
 
 
-def accelerate_devices(recipe: str, name: Any) -> int | None:
-    """The devices of an accelerate configuration: a file beside the recipe or in the working directory, or one that TRL
-    ships; None: it is none of them, or does not say."""
-    for place in _places(recipe, name):
+def accelerate_devices(recipe: str, name: Any, *, of_trl: bool = False) -> int | None:
+    """The devices of an accelerate configuration, a file beside the recipe or in the working directory. None: it does
+    not say, or there is none.
+
+    Args:
+        of_trl: whether it may be one that TRL ships, by its name.
+    """
+    for place in _places(recipe, name) if isinstance(name, str) else ():
         if place.is_file():
             values = _mapping(str(place), _text(str(place)), ".yaml", quiet=True) or {}
             number = 1 if str(values.get("distributed_type")).upper() == "NO" else values.get("num_processes")
             return number if isinstance(number, int) and number > 0 else None
-    return _ACCELERATE.get(str(name))
+    return _SHIPPED.get(str(name)) if of_trl else None
 
 
 def _places(recipe: str, name: Any) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.config.split_names import SPLITS, splits_in
 from janus_jax.errors import ConfigError
 
 BY_HAND = "SET-BY-HAND"
@@ -34,13 +35,6 @@ OTHER_COLUMNS = {
     "output": ("response", "answer", "completion"),
 }
 """Column -> names that it takes where a record has none of `COLUMNS`."""
-
-_SPLITS = {
-    "train": {"train", "training"},
-    "validation": {"validation", "valid", "val", "dev", "development", "eval", "evaluation", "heldout", "holdout"},
-    "test": {"test", "testing"},
-}
-"""Split of a build -> the words that name it."""
 
 MESH = "devices are shared out by `mesh` here"
 ATTENTION = "precision.attention picks the kernel"
@@ -309,27 +303,68 @@ def known(ledger: Ledger, key: str, ours: str, value: str, instead: str = BY_HAN
     return instead
 
 
-def split_of(ledger: Ledger, key: str, value: str) -> str:
-    """The split that a build makes of the files of another tool's split."""
-    if value in _SPLITS or is_computed(value):
-        return value
-    words = re.split(r"[\W_]+", value.lower())
-    ours = next((name for name, own in _SPLITS.items() if own & set(words)), "train")
-    ledger.by_hand.append(f"data: {key} = {value}: give --source the files of that split alone, as {ours}=PATH")
+def split_of(ledger: Ledger, key: str, value: str, default: str, *, taken: str = "", option: str = "--source") -> str:
+    """The split that a build makes of the files of another tool's split. Another name than `value` is listed by hand.
+
+    Args:
+        default: of a name that says none.
+        taken: the split that is made of other files.
+        option: of `janus data build`, which gives the files.
+    """
+    ours = named_split(value, default, taken)
+    if ours != value:
+        _give_files(ledger, key, value, ours, option)
     return ours
 
 
-def column(ledger: Ledger, key: str, column: str) -> None:
-    """The verdict on a key that names one of our columns."""
-    value, names = ledger.get(key), COLUMNS[column]
-    if column == "input":  # of a reward model: the prompt serves as well
+def named_split(value: str, default: str, taken: str = "") -> str:
+    """The split of ours that a name says, or else the default; `taken` is none that it may be."""
+    if is_computed(value) or (value in SPLITS and value != taken):
+        return value
+    names = splits_in(value) or {default}
+    return next((one for one in SPLITS if one in names - {taken}), default if default != taken else "validation")
+
+
+def _give_files(ledger: Ledger, key: str, value: str, ours: str, option: str = "--source") -> None:
+    if re.fullmatch(r"[\w.-]+", value):
+        files = f"give {option} the files of that split alone, as {ours}=PATH"
+    else:
+        files = f"builds read whole files: write its records to a file and give that, as {option} {ours}=FILE"
+    ledger.by_hand.append(f"data: {key} = {value}: {files}")
+
+
+def write_splits(ledger: Ledger, keys: Sequence[str]) -> None:
+    """The split that a run reads, and the verdicts on the keys that give those of its data sets."""
+    values = [str(ledger.get(key, "train")) for key in keys]
+    splits = [named_split(value, "train") for value in values]
+    if splits and set(splits) != {"train"}:
+        ledger.write("data.split", splits[0])
+    if len(set(splits)) > 1:
+        ledger.by_hand.append(
+            f"data.split: the data sets have the splits {', '.join(splits)}; a run reads the same split of every data "
+            "set"
+        )
+    for key, value, split in zip(keys, values, splits, strict=True):
+        if value != splits[0] and not is_computed(value):
+            _give_files(ledger, key, value, splits[0])
+        if not (re.fullmatch(r"[\w.-]+", value) or is_computed(value)):
+            ledger.judge(key, "not supported", "data.split", "a part of it")
+        elif split != splits[0]:
+            ledger.judge(key, "approximated", f"data.split = {splits[0]}", "one split for all data sets")
+        ledger.judge(key, "kept", "data.split")
+
+
+def column(ledger: Ledger, key: str, name: str) -> None:
+    """The verdict on a key that gives the name of one of our columns."""
+    value, names = ledger.get(key), COLUMNS[name]
+    if name == "input":  # of a reward model: the prompt serves as well
         names = (*names, *COLUMNS["prompt"])
-    if value in OTHER_COLUMNS.get(column, ()) or (column, value) == ("prompt", "input"):
-        ledger.judge(key, "kept", f"column {column}", f"if the records have no column {' or '.join(names)}")
+    if value in OTHER_COLUMNS.get(name, ()) or (name, value) == ("prompt", "input"):
+        ledger.judge(key, "kept", f"column {name}", f"if the records have no column {' or '.join(names)}")
     elif value is not None and value not in names:
-        ledger.by_hand.append(f"data: rename column {value} to {column}")
-        ledger.judge(key, "approximated", f"column {column}", "rename it")
-    ledger.judge(key, "kept", f"column {column}")
+        ledger.by_hand.append(f"data: rename column {value} to {name}")
+        ledger.judge(key, "approximated", f"column {name}", "rename it")
+    ledger.judge(key, "kept", f"column {name}")
 
 
 def is_computed(value: Any) -> bool:

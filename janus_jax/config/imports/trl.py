@@ -25,7 +25,6 @@ _OVERLONG = {"sft": "truncate", "dpo": "truncate", "orpo": "truncate", "rm": "dr
 
 def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str:
     """As `axolotl.convert`. `trainer`: sft, dpo, orpo or rm, or nothing if the file does not say it."""
-    ledger.values = _without_negations(ledger.values)
     devices = devices or _launched(ledger)
     objective = trainer or _guessed(ledger)
     if objective not in _RATES:
@@ -53,21 +52,10 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     return objective
 
 
-def _without_negations(values: dict[str, Any]) -> dict[str, Any]:
-    """`--no_packing`, which the parser of transformers has for each switch, as packing: false."""
-    known = set(keys.known())
-
-    def plain(key: str, value: Any) -> tuple[str, Any]:
-        negated = key.startswith("no_") and value is True and key not in known and key.removeprefix("no_") in known
-        return (key.removeprefix("no_"), False) if negated else (key, value)
-
-    return dict(plain(*item) for item in values.items())
-
-
 def _launched(ledger: Ledger) -> int | None:
     """The devices of options that `trl` gives to accelerate; None: there are none."""
     number = ledger.whole("num_processes", low=1)
-    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"))
+    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"), of_trl=True)
 
 
 def _guessed(ledger: Ledger) -> str:
@@ -194,7 +182,12 @@ def _intervals(ledger: Ledger) -> None:
         if number >= 1:
             ledger.carry(source, "eval.every_steps", int(number))
         key = "dataset_test_split"
-        ledger.write("data.eval_split", training_keys.split_of(ledger, key, str(ledger.get(key, "test"))))
+        training, split = str(ledger.get("dataset_train_split", "train")), str(ledger.get(key, "test"))
+        ours = training_keys.named_split(training, "train")
+        if split != training:
+            option = "--validation-source"
+            ours = training_keys.split_of(ledger, key, split, "test", taken=ours, option=option)
+        ledger.write("data.eval_split", ours)
     on = evaluates != "no"
     ledger.judge("eval_strategy", "kept" if evaluates in ("no", "steps") else "approximated", "eval.every_steps")
     ledger.judge(
@@ -246,15 +239,13 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
             ledger.judge("datasets", "ignored", note="names no data sets")
         ledger.builds.append(Build(objective, training_keys.BY_HAND, f"data/{name}"))
     folders = []
-    for key, path, split_key in parts:
+    for key, path, _ in parts:
         folder = f"data/{name}" if len(parts) == 1 else f"data/{name}_{len(folders) + 1}"
         folders.append(folder)
         ledger.judge(key, "approximated", folder, "built once, before training")
         source = training_keys.known(ledger, key, f"--source of {folder}", str(path))
         ledger.builds.append(Build(objective, source, folder, template))
-        split = training_keys.split_of(ledger, split_key, str(ledger.get(split_key, "train")))
-        if split != "train":
-            ledger.write("data.split", split)
+    training_keys.write_splits(ledger, [split_key for *_, split_key in parts])
     if len(folders) > 1:
         ledger.write("data.mixture", [{"dir": folder} for folder in folders])
     else:

@@ -71,6 +71,12 @@ OF_OBJECTIVES = (
 )
 """Keys that the trainers of some objectives have; what is left of them is another's."""
 
+ON = frozenset(
+    "gradient_checkpointing disable_dropout average_tokens_across_devices log_on_each_node logging_nan_inf_filter "
+    "eval_do_concat_batches dataloader_pin_memory dataloader_in_order remove_unused_columns skip_memory_metrics".split()
+)
+"""Switches that are on by default: for these alone the parser of transformers has an option `--no_KEY`."""
+
 _READ = (
     "output_dir model_name_or_path per_device_train_batch_size gradient_accumulation_steps max_length max_seq_length "
     "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio num_train_epochs max_steps optim "

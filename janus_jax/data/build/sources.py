@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from janus_jax.config.split_names import SPLIT_WORDS, splits_in
 from janus_jax.data.build.readers import ALLOWED, SUFFIXES, check_type, file_type
 from janus_jax.data.dataset import SPLIT_NAME
 from janus_jax.errors import DataError, first_line
@@ -22,12 +23,6 @@ HUB_ALIASES = {
 OVERRULE = "give --source train=FILE"
 """For messages: how a file is read as another split than its name says."""
 
-_WORDS_OF_SPLITS = {
-    "train": "train training",
-    "validation": "validation valid val dev development eval evaluation heldout holdout",
-    "test": "test testing",
-}
-_SPLIT_WORDS = {word: split for split, words in _WORDS_OF_SPLITS.items() for word in words.split()}
 _ABOUT_DATA = re.compile(r"readme|licen[cs]e|notice|citation|changelog|checksums?|md5sums?|sha256sums?|_success", re.I)
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
@@ -252,8 +247,18 @@ def listed(counts: Mapping[str, int], most: int = 12) -> str:
 def file_sets(files: Sequence[Path]) -> list[str]:
     """Names of the numbered sets (NAME-00000-of-00003) among files, below their common folder."""
     top = os.path.commonpath([path.parent for path in files])
-    numbered = ((path.parent, path.name[: shard.start()]) for path in files if (shard := _SHARD.search(path.name)))
-    return sorted({os.path.relpath(folder / name.rstrip("-_. "), top) for folder, name in numbered})
+    first: dict[tuple[Path, str, str], Path] = {}
+    for path in files:
+        if shard := _SHARD.search(path.name):
+            first.setdefault(_set_of(path, shard), path)
+    names = ((key, f"{key[1].rstrip('-_. ')}{key[2]}" or path.name) for key, path in first.items())
+    return sorted(os.path.relpath(folder / name, top) for (folder, *_), name in names)
+
+
+def _set_of(path: Path, shard: re.Match[str]) -> tuple[Path, str, str]:
+    """The numbered set that a file is one of: its folder, and what stands before and after the numbers."""
+    rest = path.name[shard.end() : len(path.name) - len(file_type(path))]
+    return path.parent, path.name[: shard.start()], _HASH.sub("", rest)
 
 
 def _others_of_set(path: Path) -> dict[str, int]:
@@ -268,10 +273,7 @@ def _check_shards(files: Sequence[Path]) -> None:
     sets: dict[tuple[Path, str, str], list[tuple[int, int, re.Match[str], Path]]] = {}
     for path in files:
         if shard := _SHARD.search(path.name):
-            kind = file_type(path)
-            rest = _HASH.sub("", path.name[shard.end() : len(path.name) - len(kind)])
-            number, total = int(shard[1]), int(shard[3])
-            sets.setdefault((path.parent, path.name[: shard.start()], rest), []).append((number, total, shard, path))
+            sets.setdefault(_set_of(path, shard), []).append((int(shard[1]), int(shard[3]), shard, path))
     for shards in sets.values():
         shards.sort(key=lambda shard: shard[:2])
         number, total, match, first = shards[0]
@@ -301,7 +303,7 @@ def _split_of(path: Path, directory: Path) -> str | None:
     """The split that the name of a file, or of the folders above it, says."""
     inside = path.relative_to(directory)
     parts = (*inside.parts[:-1], inside.name[: len(inside.name) - len(file_type(path))])
-    named = {split: part for part in parts for split in _splits_in(part)}
+    named = {split: part for part in parts for split in splits_in(part)}
     if len(named) > 1:
         one, other = list(named)[:2]
         raise DataError(path, f"names two splits, {one} and {other}; allowed: one; rename it, or {OVERRULE}")
@@ -313,15 +315,7 @@ def _split_of_source(path: Path, *, is_file: bool) -> str | None:
     if is_file and (named := _split_of(path, path.parent)):
         return named
     folder = (path.parent if is_file else path).name.lower()
-    return _SPLIT_WORDS.get(folder.removeprefix("split="))
-
-
-def _splits_in(name: str) -> set[str]:
-    """Splits that are words of a name: `rows_test`, `TestSet`, `train1`, `split=dev`; not `contest`."""
-    joined = re.sub(r"(?i)(held|hold)[-_. ]?out", "heldout", name)
-    words = (word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", joined))
-    stems = (re.sub(r"(?<=[a-z])(s|sets?|splits?|data)$", "", word) for word in words)
-    return {_SPLIT_WORDS[stem] for stem in stems if stem in _SPLIT_WORDS}
+    return SPLIT_WORDS.get(folder.removeprefix("split="))
 
 
 def _download(hub_id: str) -> Path:

@@ -128,6 +128,12 @@ def test_one_verdict_for_a_key(key: str, value: Any, verdict: str, tmp_path: Pat
         ),
         ({"early_stopping_patience": 3, "save_steps": 0.2, "eval_steps": 0.1}, {"eval.stop_after": None}),
         ({"fsdp_config": {"activation_checkpointing": True}}, {"remat": "full"}),
+        ({"fsdp_config": {"fsdp_activation_checkpointing": True}}, {"remat": "full"}),
+        ({"gradient_checkpointing": False, "fsdp_config": {"activation_checkpointing": True}}, {"remat": "full"}),
+        (
+            {"gradient_checkpointing": "offload", "fsdp_config": {"activation_checkpointing": True}},
+            {"remat": "offload"},
+        ),
         ({"bf16": False}, {"precision.compute": "float32"}),
         ({"save_steps": 20, "eval_steps": 0.1}, {"checkpoint.every_steps": 20, "eval.every_steps": None}),
     ],
@@ -140,12 +146,42 @@ def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path)
         assert (written.get(name) if name else written) == value, key
 
 
+@pytest.mark.parametrize(("saves", "evaluates", "stops"), [(10, 4, True), (8, 4, False), (0.2, 0.1, False)])
+def test_early_stopping_needs_an_evaluation_at_each_save(
+    saves: float, evaluates: float, stops: bool, tmp_path: Path
+) -> None:
+    keys = {"early_stopping_patience": 3, "save_steps": saves, "eval_steps": evaluates}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    line = "early_stopping_patience: save_steps = 10 is no multiple of eval_steps = 4: the tool stops"
+    assert (line in report["defects"]) == stops
+
+
+def test_fsdp_turns_on_what_the_file_turns_off(tmp_path: Path) -> None:
+    keys = {"gradient_checkpointing": False, "fsdp_config": {"fsdp_activation_checkpointing": True}}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    own = verdicts(report)
+    assert own["gradient_checkpointing"] == "ignored" and own["fsdp_config.fsdp_activation_checkpointing"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("data", "note"), [({"chat_template": "chatml"}, "every data set of type chat_template names its own"), ({}, None)]
+)
+def test_chat_template_that_no_data_set_uses(data: dict[str, str], note: str | None, tmp_path: Path) -> None:
+    recipe = SMALL | {"chat_template": "chatml", "datasets": [{"path": "a/b", "type": "chat_template", **data}]}
+    _, report = imported(tmp_path, "x.yaml", recipe, devices=1)
+    row = next(row for row in report["keys"] if row["key"] == "chat_template")
+    assert (row["verdict"] == "not needed") == bool(note) and (note or "") in row["note"]
+
+
 def test_the_file_says_its_devices_by_the_sizes_of_its_mesh(tmp_path: Path) -> None:
     keys = {"dp_shard_size": 4, "dp_replicate_size": 2, "tensor_parallel_size": 2}
     _, report = imported(tmp_path, "x.yaml", SMALL | keys)
     assert report["config"]["batch"]["examples"] == 3 * 8 and not any("devices" in one for one in report["by_hand"])
-    _, report = imported(tmp_path, "x.yaml", SMALL | {"dp_shard_size": 1})
-    assert any(one.startswith("devices: ") for one in report["by_hand"])
+    for part in ({"dp_shard_size": 4}, {"dp_shard_size": 4, "dp_replicate_size": 1}, {"dp_replicate_size": 2}):
+        _, report = imported(tmp_path, "x.yaml", SMALL | part)  # the tool gives the other size what devices remain
+        assert any(one.startswith("devices: ") for one in report["by_hand"])
+        _, report = imported(tmp_path, "x.yaml", SMALL | part, devices=8)
+        assert report["config"]["batch"]["examples"] == 3 * 8
 
 
 @pytest.mark.parametrize(
@@ -246,14 +282,20 @@ def test_columns_that_a_build_does_not_know_are_to_be_renamed(
 @pytest.mark.parametrize(
     ("splits", "ours", "line"),
     [
-        (["train[:5%]"], None, "data: datasets[0].split = train[:5%]: give --source the files of that split alone"),
-        (["train", "test"], "train", "data.split: the data sets have the splits train, test; a run reads one of all"),
+        (["train[:5%]"], None, "data: datasets[0].split = train[:5%]: builds read whole files: write its records"),
+        (
+            ["train", "test"],
+            "train",
+            "data.split: the data sets have the splits train, test; a run reads the same split of every data set",
+        ),
     ],
 )
 def test_splits_are_those_of_builds(splits: list[str], ours: str | None, line: str, tmp_path: Path) -> None:
     data = [{"path": "a/b", "type": "chatml.intel", "split": one} for one in splits]
     _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data}, devices=1)
     assert report["config"]["data"].get("split") == ours and any(one.startswith(line) for one in report["by_hand"])
+    verdict = verdicts(report)[f"datasets[{len(splits) - 1}].split"]
+    assert verdict == ("approximated" if len(splits) > 1 else "not supported")
 
 
 def test_names_of_columns_are_those_of_builds() -> None:

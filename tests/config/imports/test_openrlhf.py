@@ -86,8 +86,9 @@ def test_defects(options: str, words: str, tmp_path: Path) -> None:
     ("data", "source", "by_hand"),
     [
         ("json@/data/pairs", "/data/pairs", ""),
+        ("csv@/data/pairs", "/data/pairs", "data: builds read no csv; write the records of /data/pairs as JSONL"),
         ("a/b@part", "a/b", "data: of a/b the tool reads the folder part alone; build from that"),
-        ("a/b,c.jsonl --dataset_probs 0.5,0.5", "a/b", "data.examples: an epoch of the tool ends when each data set"),
+        ("a/b,c.jsonl --dataset_probs 0.5,0.5", "a/b", "data.examples: an epoch of the tool ends at max_samples"),
         ("rows.jsonl --input_key question", "rows.jsonl", "system messages: the tool reads question alone; janus data"),
         ("rows.jsonl --input_key conversations --apply_chat_template", "rows.jsonl", ""),
         ("rows.jsonl --input_key talks --apply_chat_template", "rows.jsonl", "data: rename column talks to messages"),
@@ -98,12 +99,38 @@ def test_data(data: str, source: str, by_hand: str, tmp_path: Path) -> None:
     command = "export PATH=$HOME/bin:$PATH\nlogin $TOKEN $(cat key)\ndeepspeed --module openrlhf.cli.train_sft --bf16 "
     _, report = imported(tmp_path, "x.sh", f"{command}--pretrain mistralai/Mistral-7B-v0.1 --dataset {data}", devices=1)
     assert any(f" --source {source} " in one for one in report["commands"])
-    lines = [one for one in report["by_hand"] if not one.startswith("prompts: ")]
+    lines = [
+        one for one in report["by_hand"] if not one.startswith(("prompts: ", "system messages: the tool reads input "))
+    ]
     assert [one.startswith(by_hand) for one in lines] == [True] * bool(by_hand)
     verdict = verdicts(report)
     assert verdict.get("input_key") in (None, "approximated" if "talks" in data else "kept")
     assert verdict.get("eval_dataset") in (None, "not needed")
     assert not any("$" in one for one in report["defects"])  # what another command uses is no defect of this one
+
+
+@pytest.mark.parametrize(
+    ("options", "column"),
+    [
+        ("", "input"),
+        ("--input_key text", "text"),
+        ("--apply_chat_template", ""),
+        ("--flash_attn", ""),  # the oldest versions have no default
+    ],
+)
+def test_column_that_the_tool_reads_alone(options: str, column: str, tmp_path: Path) -> None:
+    command = f"python -m openrlhf.cli.train_sft --pretrain a/b --dataset c/d {options}"
+    _, report = imported(tmp_path, "x.sh", command, devices=1)
+    lines = [one for one in report["by_hand"] if one.startswith("system messages: ")]
+    assert lines == [
+        f"system messages: the tool reads {column} alone; janus data build reads system, system_prompt, system_message "
+        "too: leave these columns out"
+    ] * bool(column)
+
+
+def test_loader_that_datasets_does_not_have(tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.sh", f"{DPO} --dataset jsonl@/data/pairs")
+    assert any(one.startswith("dataset = jsonl@/data/pairs: datasets has no loader jsonl") for one in report["defects"])
 
 
 def test_number_that_no_one_knows(tmp_path: Path) -> None:

@@ -174,28 +174,27 @@ def test_data_are_built_where_the_configuration_reads_them(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("override", "kind"),
-    [
-        ("objective.name=orpo", "orpo"),
-        ("objective.name=rm", "rm"),
-        ("objective.name=sft", "sft"),
-        ("objective={name: simpo, beta: 2.0}", "dpo"),
-    ],
+    "override", ["objective.name=orpo", "objective={name: simpo, beta: 2.0}", "objective.name=sft"]
 )
-def test_data_and_keys_follow_an_objective_of_the_command_line(override: str, kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "x.yml"
-    file.write_text(yaml.safe_dump(PUBLISHED["dpo.yml"] | {"rl_beta": 0.3, "dpo_label_smoothing": 0.1}))
-    given = ["import", str(file), "--devices", "1", "--json", "--compat", "init.from=a/b", override]
-    report = json.loads(RUN.invoke(command.app, given).stdout)
-    name = "simpo" if "simpo" in override else kind
-    assert report["config"]["objective"] == {"name": name} | ({"beta": 2.0} if name == "simpo" else {})
-    assert f"janus data build --kind {kind} --source" in report["commands"][-1]
-    row = next(row for row in report["keys"] if row["key"] == "rl_beta")
-    assert row["verdict"] == "not needed" and f"objective.name = {name} of the command line" in row["note"]
-    columns = f"data: the recipe's are for dpo; check that they have the columns of --kind {kind}"
-    assert (columns in report["by_hand"]) == (kind != "dpo")
-    report = json.loads(RUN.invoke(command.app, [*given[:-1], "objective.name=dpo", "objective.beta=0.5"]).stdout)
-    assert report["config"]["objective"]["beta"] == 0.5 and "--kind dpo" in report["commands"][-1]
+def test_an_import_keeps_the_objective_of_the_recipe(override: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "x.yml", tmp_path / "ours.yaml"
+    file.write_text(yaml.safe_dump(PUBLISHED["dpo.yml"] | {"rl_beta": 0.3, "dpo_loss_type": ["apo_zero"]}))
+    given = ["import", str(file), "--devices", "1", "--force", "--out", str(out), "init.from=a/b"]
+    refused = RUN.invoke(command.app, [*given, override])
+    assert isinstance(refused.exception, ConfigError) and not out.exists()
+    assert "the recipe is for dpo" in str(refused.exception) and "allowed: dpo; import" in str(refused.exception)
+    assert RUN.invoke(command.app, [*given, "objective={name: dpo, beta: 0.5}"]).exit_code == 0
+    assert load_config(out).objective.model_dump()["beta"] == 0.5
+
+
+@pytest.mark.parametrize("override", ["data.dir=mine", "data={dir: mine}"])
+def test_an_override_is_the_answer_to_lines_about_its_keys_alone(override: str, tmp_path: Path) -> None:
+    keys = {"packing": True, "model_name_or_path": "a/b", "dataset_train_split": "train_prefs"}
+    _, report = imported(tmp_path, "x.yaml", keys, devices=1, overrides=[override])
+    lines = "\n".join(report["by_hand"])
+    assert "data: dataset_train_split = train_prefs" not in lines and "data.dir: " not in lines
+    _, report = imported(tmp_path, "x.yaml", keys | {"dataset_name": "c/d"}, devices=1, overrides=[override])
+    assert any(one.startswith("data: dataset_train_split = train_prefs: ") for one in report["by_hand"])
 
 
 @pytest.mark.parametrize("text", ["$(python get.py a,b)", "`get.py`", "${D%%x}", "$NOWHERE"])

@@ -106,6 +106,7 @@ def test_what_is_not_here(objective: str, keys: dict[str, Any], refused: list[st
 @pytest.mark.parametrize(
     ("command", "devices"),
     [
+        ("trl sft", None),
         ("trl sft --num_processes 4", 4),
         ("trl sft --accelerate_config zero2", 8),
         ("trl sft --accelerate_config single_gpu", 1),
@@ -114,18 +115,27 @@ def test_what_is_not_here(objective: str, keys: dict[str, Any], refused: list[st
         ("accelerate launch --config_file mine.yaml trl/scripts/sft.py", 6),
         ("accelerate launch --config_file alone.yaml trl/scripts/sft.py", 1),
         ("accelerate launch --config_file absent.yaml trl/scripts/sft.py", None),
+        ("accelerate launch --config_file zero2 trl/scripts/sft.py", None),  # names are of trl alone
     ],
 )
 def test_devices_of_accelerate(command: str, devices: int | None, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("distributed_type: FSDP\nnum_processes: 6\n")
     (tmp_path / "alone.yaml").write_text("distributed_type: 'NO'\nnum_processes: 8\n")
-    options = "--model_name_or_path a/b --dataset_name c/d --no_packing --no_frobnicate"
+    (tmp_path / "None").write_text("num_processes: 3\n")
+    options = "--model_name_or_path a/b --dataset_name c/d"
     _, report = imported(tmp_path, "x.sh", f"{command} {options}")
     assert report["config"]["batch"] == report["config"]["batch"] | {"examples": 8 * (devices or 1)}
     assert any(one.startswith("devices: ") for one in report["by_hand"]) == (devices is None)
-    assert report["refused"] == ["no_frobnicate"]
-    row = next(row for row in report["keys"] if row["key"] == "packing")
-    assert (row["value"], row["verdict"]) == (False, "kept")
+
+
+def test_negated_options_are_those_of_switches_that_are_on(tmp_path: Path) -> None:
+    options = "--model_name_or_path a/b --dataset_name c/d --no_packing --no_gradient_checkpointing --no_learning_rate"
+    _, report = imported(tmp_path, "x.sh", f"trl sft {options}", devices=1)
+    assert report["refused"] == ["no_packing", "no_learning_rate"] and report["config"]["remat"] == "none"
+    assert any(one.startswith("no_packing: TRL 1.16 has no such key and stops") for one in report["defects"])
+    keys = SMALL | {"packing": True, "no_gradient_checkpointing": True}
+    _, report = imported(tmp_path, "x.yaml", keys, devices=1)
+    assert report["refused"] == ["no_gradient_checkpointing"] and report["config"]["remat"] == "full"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +155,54 @@ def test_splits_are_those_of_builds(named: str, ours: str | None, by_hand: bool,
         f"data: dataset_train_split = {named}: give --source the files of that split alone, as {ours or 'train'}=PATH"
     )
     assert (line in report["by_hand"]) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("named", "ours", "by_hand"),
+    [
+        (None, "test", ""),
+        ("train_prefs", "train", ""),  # the same as the training split, as the file says
+        ("train", "test", "give --validation-source the files of that split alone, as test=PATH"),
+        ("held_out", "validation", "give --validation-source the files of that split alone, as validation=PATH"),
+        ("DevSets", "validation", "give --validation-source the files of that split alone, as validation=PATH"),
+        ("prefs_v2", "test", "give --validation-source the files of that split alone, as test=PATH"),
+        ("train_small", "test", "give --validation-source the files of that split alone, as test=PATH"),
+        ("train[:5%]", "test", "write its records to a file and give that, as --validation-source test=FILE"),
+        ("test+dev", "validation", "write its records to a file and give that, as --validation-source validation=FILE"),
+    ],
+)
+def test_held_out_split_is_never_the_training_data_by_guess(
+    named: str | None, ours: str, by_hand: str, tmp_path: Path
+) -> None:
+    keys = {
+        "packing": True,
+        "eval_strategy": "steps",
+        "dataset_test_split": named,
+        "dataset_train_split": "train_prefs",
+    }
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    assert report["config"]["data"]["eval_split"] == ours
+    lines = [one for one in report["by_hand"] if one.startswith(f"data: dataset_test_split = {named}: ")]
+    assert [by_hand in one for one in lines] == [True] * bool(by_hand)
+
+
+@pytest.mark.parametrize(("held_out", "ours"), [("test_sft", "validation"), ("test", "validation"), ("train", "train")])
+def test_held_out_split_is_no_other_name_of_the_training_split(held_out: str, ours: str, tmp_path: Path) -> None:
+    keys = {"packing": True, "eval_strategy": "steps", "dataset_test_split": held_out}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys | {"dataset_train_split": "test_prefs"}, devices=1)
+    assert (report["config"]["data"]["split"], report["config"]["data"]["eval_split"]) == ("test", ours)
+
+
+def test_data_sets_of_several_splits_are_done_by_hand(tmp_path: Path) -> None:
+    data = {"datasets": [{"path": "a/b", "split": "train"}, {"path": "c/d", "split": "test"}], "packing": True}
+    _, report = imported(tmp_path, "x.yaml", data | {"model_name_or_path": "a/b"}, devices=1)
+    assert report["config"]["data"]["split"] == "train"
+    line = "data.split: the data sets have the splits train, test; a run reads the same split of every data set"
+    assert any(one.startswith(line) for one in report["by_hand"])
+    files = "give --source the files of that split alone, as train=PATH"
+    assert f"data: datasets[1].split = test: {files}" in report["by_hand"]
+    own = verdicts(report)
+    assert (own["datasets[0].split"], own["datasets[1].split"]) == ("kept", "approximated")
 
 
 def test_secrets_are_not_shown(tmp_path: Path) -> None:

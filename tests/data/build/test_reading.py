@@ -208,8 +208,22 @@ def test_a_split_of_several_sets_of_files_names_them(tmp_path):
     assert manifest.file_sets == {"train": ["train_prefs", "train_sft"]} and manifest.splits["train"].examples == 7
     (note,) = _left_out(manifest)
     assert note.startswith(
-        "note: split train joins 2 sets of files: train_prefs, train_sft; if they repeat each other,"
+        "note: split train joins 2 sets of files: train_prefs, train_sft; if they repeat each other, move one set"
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "sets"),
+    [
+        (["part-0-of-2-train", "part-1-of-2-train", "part-0-of-1-extra"], ["part-extra", "part-train"]),
+        (["0000-of-0002", "0001-of-0002", "a-0-of-1"], ["0000-of-0002.jsonl", "a"]),
+        (["x/a-0-of-1", "y/a-0-of-1", "rows"], ["x/a", "y/a"]),
+    ],
+)
+def test_sets_of_files_are_those_whose_numbers_are_checked(names, sets, tmp_path):
+    from janus_jax.data.build.sources import file_sets
+
+    assert file_sets([tmp_path / f"{name}.jsonl" for name in names]) == sets
 
 
 def test_a_build_says_what_it_did_and_an_older_manifest_still_loads(tmp_path):
