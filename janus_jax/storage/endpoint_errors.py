@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from janus_jax.errors import ConfigError
-from janus_jax.storage.endpoint_requests import OWN_OPTIONS
+from janus_jax.errors import ConfigError, first_line
+from janus_jax.storage.endpoint_requests import OWN_OPTIONS, Request, valid
 
 _MESSAGE = 300  # characters of what a server says
 _NOT_TAKEN = re.compile(
@@ -41,6 +42,62 @@ class RefusedOptionError(ConfigError):
     def __init__(self, option: str, *parts: str):
         super().__init__(*parts)
         self.option = option
+
+
+class Refusals:
+    """What an endpoint refuses, and whether it refuses everything. Threads share it.
+
+    Args:
+        url, model, key_variable: as of `Endpoint`.
+        key: the API key, which no text shows; empty: there is none.
+        most: conversations that may be refused before any is answered.
+        is_answered: whether the endpoint ever answered.
+    """
+
+    def __init__(
+        self, url: str, model: str, key_variable: str | None, key: str, *, most: int, is_answered: Callable[[], bool]
+    ):
+        self._url, self._model, self._key_variable, self._key = url, model, key_variable, key
+        self._most, self._is_answered = most, is_answered
+        self._refused: list[RefusedRequestError] = []
+        self._lock = threading.Lock()
+
+    def take(self, request: Request, error: Any, why: str) -> str:
+        """Why this request alone has no answer, where others are answered.
+
+        Args:
+            error: of openai.
+            why: what it says, as `shown` gives it.
+
+        Raises:
+            RefusedRequestError, RefusedOptionError: it is not this request alone.
+        """
+        status = error.status_code
+        if status in (401, 403):
+            key = f"the key in ${self._key_variable}" if self._key_variable else "a request without a key"
+            raise RefusedRequestError("key", self._url, f"does not accept {key} ({why})") from None
+        if status in (400, 422) and (option := refused_option(error, request.body)):
+            raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
+        if status == 404 or (status in (400, 422) and names_model(error, self._model)):
+            what = f"does not have the path /chat/completions or the model {self._model!r} ({why})"
+            raise RefusedRequestError("model", self._url, what) from None
+        if status not in (400, 413, 422):
+            raise RefusedRequestError("", self._url, f"refuses requests ({why})") from None
+        what = f"refuses conversation {request.places[0][0] + 1} ({why})"
+        with self._lock:
+            self._refused.append(RefusedRequestError("", self._url, what))
+        if len(self._refused) >= self._most and (first := self.of_all()):
+            raise first from None
+        return why
+
+    def of_all(self) -> RefusedRequestError | None:
+        """The first refusal, if there never was an answer: it is not the conversation that is wrong."""
+        return self._refused[0] if self._refused and not self._is_answered() else None
+
+    def shown(self, text: object) -> str:
+        """One line without the key."""
+        line = " ".join(valid(first_line(text)).split())
+        return line.replace(self._key, "***") if self._key else line
 
 
 def detail(error: Any, name: str) -> object:
