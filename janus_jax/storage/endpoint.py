@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, Self
 
-from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
+from janus_jax.errors import ConfigError, JanusError, StorageError, counted
 from janus_jax.storage.endpoint_errors import Refusals, detail, server_message
 from janus_jax.storage.endpoint_journal import ReplyJournal
 from janus_jax.storage.endpoint_requests import (
@@ -327,7 +327,7 @@ class Endpoint:
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 timed_out = isinstance(error, openai.APITimeoutError)
-                why = "no reply in time" if timed_out else f"cannot be reached ({first_line(cause)})"
+                why = "no reply in time" if timed_out else f"cannot be reached ({self._refusals.shown(cause)})"
                 one.status = None if timed_out else 0
                 if type(cause).__name__ not in _NOT_SENT:  # it may have been answered, and paid for
                     self._spend(request, {"failure": why})
@@ -340,8 +340,8 @@ class Endpoint:
             status = one.status
         if status in (0, 429):
             kind = StorageError if status else UnreachableError
-            raise kind(self._url, self._refusals.shown(f"{why}; tried {self._tries.most} times"))
-        return failure(self._refusals.shown(why))
+            raise kind(self._url, f"{why}; tried {self._tries.most} times")
+        return failure(why)
 
     def _read(self, request: Request | Sent, body: str) -> dict[str, Any] | None:
         """The record of a reply, written to the journal; None: it is no chat completion, and may come right."""

@@ -9,7 +9,6 @@ from typing import Any
 from janus_jax.errors import ConfigError, first_line
 from janus_jax.storage.endpoint_requests import OWN_OPTIONS, Request, valid
 
-_MESSAGE = 300  # characters of what a server says
 _NOT_TAKEN = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted|a valid)|extra|invalid (?:param|arg|option)",
     re.IGNORECASE,
@@ -95,9 +94,10 @@ class Refusals:
         return self._refused[0] if self._refused and not self._is_answered() else None
 
     def shown(self, text: object) -> str:
-        """One line without the key."""
-        line = " ".join(valid(first_line(text)).split())
-        return line.replace(self._key, "***") if self._key else line
+        """One line without the key, cut where it is too long."""
+        whole = str(text).strip() or type(text).__name__
+        whole = whole.replace(self._key, "***") if self._key else whole  # before it is cut: half a key is one too
+        return " ".join(valid(first_line(whole)).split())
 
 
 def detail(error: Any, name: str) -> object:
@@ -106,12 +106,12 @@ def detail(error: Any, name: str) -> object:
 
 
 def server_message(error: Any) -> str:
-    """What a server says of an error: `message` as OpenAI has it, or what others have in its place."""
+    """What a server says of an error, in one line: `message` as OpenAI has it, or what others have in its place."""
     body = error.body
     if isinstance(body, dict):
         body = next((body[name] for name in ("message", "error", "detail", "msg") if body.get(name)), body)
     text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False) if body else ""
-    return " ".join(text.split())[:_MESSAGE] or "without a message"
+    return " ".join(text.split()) or "without a message"
 
 
 def refused_option(error: Any, body: Mapping[str, Any]) -> str | None:

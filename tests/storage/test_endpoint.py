@@ -189,6 +189,27 @@ def test_refusals_end_at_once_without_the_key(tmp_path, answer, message):
     assert SECRET not in (tmp_path / "replies.jsonl").read_text()
 
 
+@pytest.mark.parametrize(("status", "before"), [(400, 268), (401, 230), (502, 268), (429, 280)])
+def test_no_part_of_a_key_is_shown_where_a_message_is_cut(tmp_path, status, before):
+    message = f"{'x' * before} {SECRET} is wrong"
+    with serving(lambda body, count: refused(status, message)) as server, opened(server, tmp_path, tries=1) as endpoint:
+        try:
+            shown = " ".join(reply.failure for reply in endpoint.complete([ask("q")]))
+        except (ConfigError, StorageError) as error:
+            shown = str(error)
+    assert "xxx" in shown and "sk-" not in shown and len(shown) < 420
+    assert shown.endswith("tried 1 times") or status != 429
+
+
+def test_no_part_of_a_key_is_shown_wherever_a_refusal_is_cut(tmp_path):
+    def script(body, count):
+        return said(None, refusal=f"{'x' * int(body['messages'][0]['content'])} {SECRET} is wrong")
+
+    with serving(script) as server, opened(server, tmp_path) as endpoint:
+        failures = [reply.failure for reply in endpoint.complete([ask(str(before)) for before in range(265, 305)])]
+    assert len(failures) == 40 and not any("sk-" in failure or "xxx" not in failure for failure in failures)
+
+
 def test_an_endpoint_that_is_not_there_or_always_too_busy_ends_with_exit_code_14(tmp_path):
     with serving(lambda body, count: refused(429)) as server, opened(server, tmp_path) as endpoint:
         with pytest.raises(StorageError, match=r"429.*tried 4 times"):
