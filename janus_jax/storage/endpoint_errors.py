@@ -77,7 +77,8 @@ class Refusals:
             raise RefusedRequestError("key", self._url, f"does not accept {key} ({why})") from None
         if status in (400, 422) and (option := refused_option(error, request.body)):
             raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
-        if status == 404 or (status in (400, 422) and names_model(error, self._model)):
+        by_text = not self._is_answered()
+        if status == 404 or (status in (400, 422) and names_model(error, self._model, by_text=by_text)):
             what = f"does not have the path /chat/completions or the model {self._model!r} ({why})"
             raise RefusedRequestError("model", self._url, what) from None
         if status not in (400, 413, 422):
@@ -125,10 +126,14 @@ def refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
     return named[0] if named and _NOT_TAKEN.search(str(error)) else None
 
 
-def names_model(error: Any, model: str) -> bool:
-    """Whether an error is about the model, which some servers refuse as a bad request."""
+def names_model(error: Any, model: str, *, by_text: bool) -> bool:
+    """Whether an error is about the model, which some servers refuse as a bad request.
+
+    Args:
+        by_text: also if its text alone says so. A text can also name the model and be about one conversation.
+    """
     if _TOO_LONG.search(str(error)):  # for this conversation
         return False
     is_named = detail(error, "param") == "model" or detail(error, "code") == "model_not_found"
     text = server_message(error)
-    return is_named or (model in text and bool(_NO_MODEL.search(text)))
+    return is_named or (by_text and model in text and bool(_NO_MODEL.search(text)))

@@ -370,6 +370,25 @@ def test_a_conversation_that_alone_is_refused_is_a_failure(tmp_path):
         assert failures == ["status 400: too long"]
 
 
+def test_a_conversation_whose_refusal_also_names_the_model_is_a_failure_and_a_model_that_goes_is_none(tmp_path):
+    def script(body, count):
+        return {
+            "image": refused(400, "The image of this message was not found (model judge)"),
+            "gone": refused(400, "was taken down", "model_not_found"),
+        }.get(body["messages"][0]["content"]) or echo(body, count)
+
+    with serving(script) as server:
+        for _ in range(2):  # also where only the journal has an answer
+            with opened(server, tmp_path, concurrent=1) as endpoint:
+                got = [reply.text or reply.failure for reply in endpoint.complete([ask("a"), ask("image"), ask("b")])]
+            assert sorted(got) == ["A", "B", "status 400: The image of this message was not found (model judge)"]
+        with (
+            opened(server, tmp_path) as endpoint,
+            pytest.raises(ConfigError, match=r"does not have .*the model .judge."),
+        ):
+            list(endpoint.complete([ask("gone")]))
+
+
 def test_replies_that_are_left_halfway_are_in_the_journal(tmp_path):
     def slowly(body, count):
         answer = echo(body, count)
