@@ -10,7 +10,8 @@ from janus_jax.errors import ConfigError, first_line
 from janus_jax.storage.endpoint_requests import OWN_OPTIONS, Request, valid
 
 _NOT_TAKEN = re.compile(
-    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted|a valid)|extra|invalid (?:param|arg|option)",
+    r"support|unknown|unrecogni[sz]ed|unexpected|extra|not (?:allowed|permitted|available|a valid)"
+    r"|invalid (?:param|arg|option)",
     re.IGNORECASE,
 )
 _NO_MODEL = re.compile(r"not (?:a valid|found|exist|available)|(?:no such|unknown|invalid) model", re.IGNORECASE)
@@ -78,7 +79,7 @@ class Refusals:
         if status in (400, 422) and (option := refused_option(error, request.body)):
             raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
         by_text = not self._is_answered()
-        if status == 404 or (status in (400, 422) and names_model(error, self._model, by_text=by_text)):
+        if status == 404 or (status in (400, 422) and names_model(error, request.body, by_text=by_text)):
             what = f"does not have the path /chat/completions or the model {self._model!r} ({why})"
             raise RefusedRequestError("model", self._url, what) from None
         if status not in (400, 413, 422):
@@ -117,23 +118,31 @@ def server_message(error: Any) -> str:
 
 def refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
     """The option that an endpoint does not take, as its error says; of several the first one."""
-    if _TOO_LONG.search(str(error)):  # for this conversation
+    text = server_message(error)
+    if _TOO_LONG.search(text):  # for this conversation
         return None
-    options = [name for name in body if name not in OWN_OPTIONS]
-    if (param := detail(error, "param")) in options:
+    if (param := detail(error, "param")) in body and param not in OWN_OPTIONS:
         return str(param)
-    named = [match[0] for match in re.finditer(r"\w+", str(error)) if match[0] in options]
-    return named[0] if named and _NOT_TAKEN.search(str(error)) else None
+    named = _options_in(text, body)
+    return named[0] if named and _NOT_TAKEN.search(text) else None
 
 
-def names_model(error: Any, model: str, *, by_text: bool) -> bool:
+def names_model(error: Any, body: Mapping[str, Any], *, by_text: bool) -> bool:
     """Whether an error is about the model, which some servers refuse as a bad request.
 
     Args:
-        by_text: also if its text alone says so. A text can also name the model and be about one conversation.
+        by_text: also if its text alone says so, and names no option. A text can also name the model and be about one
+            conversation.
     """
-    if _TOO_LONG.search(str(error)):  # for this conversation
-        return False
-    is_named = detail(error, "param") == "model" or detail(error, "code") == "model_not_found"
     text = server_message(error)
-    return is_named or (by_text and model in text and bool(_NO_MODEL.search(text)))
+    if _TOO_LONG.search(text):  # for this conversation
+        return False
+    if detail(error, "param") == "model" or detail(error, "code") == "model_not_found":
+        return True
+    return by_text and body["model"] in text and bool(_NO_MODEL.search(text)) and not _options_in(text, body)
+
+
+def _options_in(text: str, body: Mapping[str, Any]) -> list[str]:
+    """Options that a text names. A word of the model's name, such as `seed`, is none."""
+    words = re.findall(r"\w+", text.replace(body["model"], " "))
+    return [word for word in words if word in body and word not in OWN_OPTIONS]

@@ -350,13 +350,25 @@ def test_arguments_that_are_not_allowed_are_named(tmp_path, monkeypatch):
         (400, "'temperature' does not support 0.5 with this model", "temperature"),
         (400, "'max_tokens' is too large: 9. The maximum context length is 8 and extra tokens are cut", None),
         (400, "no such thing", None),
+        (400, "temperature is not available with judge", "temperature"),
+        (400, "response_format json_schema is not available for model judge", "response_format"),
+        (400, "the seed of the model judge does not exist", None),
     ],
 )
 def test_an_option_that_is_refused_is_named(tmp_path, status, message, option):
     with serving(lambda body, count: refused(status, message)) as server, opened(server, tmp_path) as endpoint:
         with pytest.raises(ConfigError) as caught:
-            list(endpoint.complete([ask("q")], seed=1, max_tokens=9, temperature=0.5))
+            list(endpoint.complete([ask("q")], seed=1, max_tokens=9, temperature=0.5, response_format={"type": "text"}))
         assert getattr(caught.value, "option", None) == option and message in str(caught.value)
+        assert ("refuses conversation 1" in str(caught.value)) == (option is None)
+
+
+def test_an_option_whose_name_is_a_word_of_the_models_is_not_refused_with_it(tmp_path):
+    message = "unknown model lab-seed/seed-2"
+    with serving(lambda body, count: refused(400, message)) as server:
+        endpoint = Endpoint(server.url, "lab-seed/seed-2", journal=tmp_path / "replies.jsonl", key_variable=None)
+        with endpoint, pytest.raises(ConfigError, match=r"does not have .*the model 'lab-seed/seed-2'"):
+            list(endpoint.complete([ask("q")], seed=1))
 
 
 def test_a_conversation_that_alone_is_refused_is_a_failure(tmp_path):
