@@ -109,11 +109,19 @@ def detail(error: Any, name: str) -> object:
 
 def server_message(error: Any) -> str:
     """What a server says of an error, in one line: `message` as OpenAI has it, or what others have in its place."""
-    body = error.body
+    body = error.body or _whole_body(error)  # openai takes `error` out of it, also if that holds nothing
     if isinstance(body, dict):
         body = next((body[name] for name in ("message", "error", "detail", "msg") if body.get(name)), body)
     text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False) if body else ""
     return " ".join(text.split()) or "without a message"
+
+
+def _whole_body(error: Any) -> object:
+    text = error.response.text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def refused_option(error: Any, body: Mapping[str, Any]) -> str | None:

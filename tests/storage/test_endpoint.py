@@ -363,6 +363,23 @@ def test_an_option_that_is_refused_is_named(tmp_path, status, message, option):
         assert ("refuses conversation 1" in str(caught.value)) == (option is None)
 
 
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ({"error": None, "message": "the real reason"}, "the real reason"),
+        ({"error": {}, "detail": [{"msg": "the real reason"}]}, '[{"msg": "the real reason"}]'),
+        ({"error": ""}, '{"error": ""}'),
+        ("the real\nreason", "the real reason"),
+        (" ", "without a message"),
+    ],
+)
+def test_the_reason_of_an_error_is_shown_wherever_it_stands(tmp_path, body, shown):
+    with serving(lambda *_: Answer(body, 400)) as server, opened(server, tmp_path) as endpoint:
+        with pytest.raises(ConfigError) as caught:
+            list(endpoint.complete([ask("q")]))
+    assert str(caught.value).endswith(f"refuses conversation 1 (status 400: {shown})")
+
+
 def test_an_option_whose_name_is_a_word_of_the_models_is_not_refused_with_it(tmp_path):
     message = "unknown model lab-seed/seed-2"
     with serving(lambda body, count: refused(400, message)) as server:
