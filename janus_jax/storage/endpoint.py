@@ -151,9 +151,9 @@ class Endpoint:
             options: of the request, such as temperature and max_tokens.
 
         Raises:
-            ConfigError: an option is not allowed, the endpoint refuses (401, 403, 404, ...), or the budget allows no
-                further request. What was under way is waited for, and is in the journal. A conversation that alone is
-                refused (400, 413, 422), such as one that is too long, is a failure if others are answered.
+            ConfigError: an option is not allowed, the endpoint refuses (401, 404, ...), or the budget allows no further
+                request. What was under way is waited for, and is in the journal. A conversation that alone is refused
+                (400, 403, 413, 422), such as one that is too long, is a failure if others are answered.
             RefusedOptionError: the endpoint does not take an option.
             StorageError: the endpoint says for too long that it is too much; UnreachableError: it cannot be reached.
         """

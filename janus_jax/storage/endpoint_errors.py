@@ -72,17 +72,16 @@ class Refusals:
         Raises:
             RefusedRequestError, RefusedOptionError: it is not this request alone.
         """
-        status = error.status_code
-        if status in (401, 403):
+        status, is_answered = error.status_code, self._is_answered()
+        if status == 401 or (status == 403 and not is_answered):
             key = f"the key in ${self._key_variable}" if self._key_variable else "a request without a key"
             raise RefusedRequestError("key", self._url, f"does not accept {key} ({why})") from None
         if status in (400, 422) and (option := refused_option(error, request.body)):
             raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
-        by_text = not self._is_answered()
-        if status == 404 or (status in (400, 422) and names_model(error, request.body, by_text=by_text)):
+        if status == 404 or (status in (400, 422) and names_model(error, request.body, by_text=not is_answered)):
             what = f"does not have the path /chat/completions or the model {self._model!r} ({why})"
             raise RefusedRequestError("model", self._url, what) from None
-        if status not in (400, 413, 422):
+        if status not in (400, 403, 413, 422):  # 403: of moderation
             raise RefusedRequestError("", self._url, f"refuses requests ({why})") from None
         what = f"refuses conversation {request.places[0][0] + 1} ({why})"
         with self._lock:

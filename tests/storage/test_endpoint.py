@@ -399,6 +399,15 @@ def test_a_conversation_that_alone_is_refused_is_a_failure(tmp_path):
         assert failures == ["status 400: too long"]
 
 
+def test_a_403_after_an_answer_is_of_its_conversation_alone(tmp_path):
+    def script(body, count):
+        return refused(403, "input was flagged") if body["messages"][0]["content"] == "bad" else echo(body, count)
+
+    with serving(script) as server, opened(server, tmp_path, concurrent=1) as endpoint:
+        got = [reply.text or reply.failure for reply in endpoint.complete([ask("a"), ask("bad"), ask("b")])]
+        assert sorted(got) == ["A", "B", "status 403: input was flagged"]
+
+
 def test_a_conversation_whose_refusal_also_names_the_model_is_a_failure_and_a_model_that_goes_is_none(tmp_path):
     def script(body, count):
         return {
