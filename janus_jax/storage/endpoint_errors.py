@@ -128,8 +128,8 @@ def refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
     text = server_message(error)
     if _TOO_LONG.search(text):  # for this conversation
         return None
-    if (param := detail(error, "param")) in body and param not in OWN_OPTIONS:
-        return str(param)
+    if isinstance(param := detail(error, "param"), str) and param in body and param not in OWN_OPTIONS:
+        return param
     named = _options_in(text, body)
     return named[0] if named and _NOT_TAKEN.search(text) else None
 
@@ -146,10 +146,15 @@ def names_model(error: Any, body: Mapping[str, Any], *, by_text: bool) -> bool:
         return False
     if detail(error, "param") == "model" or detail(error, "code") == "model_not_found":
         return True
-    return by_text and body["model"] in text and bool(_NO_MODEL.search(text)) and not _options_in(text, body)
+    is_in = _word(body["model"]).search(text) and _NO_MODEL.search(text)
+    return by_text and bool(is_in) and not _options_in(text, body)
 
 
 def _options_in(text: str, body: Mapping[str, Any]) -> list[str]:
     """Options that a text names. A word of the model's name, such as `seed`, is none."""
-    words = re.findall(r"\w+", text.replace(body["model"], " "))
+    words = re.findall(r"\w+", _word(body["model"]).sub(" ", text))
     return [word for word in words if word in body and word not in OWN_OPTIONS]
+
+
+def _word(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")

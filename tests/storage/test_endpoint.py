@@ -380,11 +380,18 @@ def test_the_reason_of_an_error_is_shown_wherever_it_stands(tmp_path, body, show
     assert str(caught.value).endswith(f"refuses conversation 1 (status 400: {shown})")
 
 
-def test_an_option_whose_name_is_a_word_of_the_models_is_not_refused_with_it(tmp_path):
-    message = "unknown model lab-seed/seed-2"
+@pytest.mark.parametrize(
+    ("model", "message", "why"),
+    [
+        ("lab-seed/seed-2", "unknown model lab-seed/seed-2", "does not have .*the model 'lab-seed/seed-2'"),
+        ("s", "seed is not supported", "refuses the option 'seed'"),
+        ("s", "no such message: it was not found", "refuses conversation 1"),
+    ],
+)
+def test_names_of_options_and_models_are_whole_words(tmp_path, model, message, why):
     with serving(lambda body, count: refused(400, message)) as server:
-        endpoint = Endpoint(server.url, "lab-seed/seed-2", journal=tmp_path / "replies.jsonl", key_variable=None)
-        with endpoint, pytest.raises(ConfigError, match=r"does not have .*the model 'lab-seed/seed-2'"):
+        endpoint = Endpoint(server.url, model, journal=tmp_path / "replies.jsonl", key_variable=None)
+        with endpoint, pytest.raises(ConfigError, match=why):
             list(endpoint.complete([ask("q")], seed=1))
 
 
