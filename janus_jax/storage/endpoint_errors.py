@@ -19,7 +19,7 @@ _TOO_LONG = re.compile(r"\bcontext\b|too (?:large|long|many)|exceed", re.IGNOREC
 
 
 class RefusedRequestError(ConfigError):
-    """The endpoint refuses whatever it is asked.
+    """The endpoint refuses a request, and would refuse others, too: it refuses all, or has answered none so far.
 
     Args:
         about: what is wrong: `key`, `model` (or the path of the URL), or empty if the endpoint does not say.
@@ -78,8 +78,10 @@ class Refusals:
             raise RefusedRequestError("key", self._url, f"does not accept {key} ({why})") from None
         if status in (400, 422) and (option := refused_option(error, request.body)):
             raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
-        if status == 404 or (status in (400, 422) and names_model(error, request.body, by_text=not is_answered)):
-            what = f"does not have the path /chat/completions or the model {self._model!r} ({why})"
+        is_model = status in (400, 404, 422) and names_model(error, request.body, by_text=not is_answered)
+        if is_model or status == 404:
+            path = "" if is_model else "the path /chat/completions or "
+            what = f"does not have {path}the model {self._model!r} ({why})"
             raise RefusedRequestError("model", self._url, what) from None
         if status not in (400, 403, 413, 422):  # 403: of moderation
             raise RefusedRequestError("", self._url, f"refuses requests ({why})") from None
