@@ -283,7 +283,7 @@ def test_a_synthesis_without_a_row_says_that_answers_are_missing(tmp_path):
             return answer(body)
         return Answer("<html>", 200) if QUESTIONS[0] in str(body) else Answer({"error": {"message": "down"}}, 500)
 
-    why = "15: status 500: down; 3: the reply is no chat completion"
+    why = "15 x status 500: down; 3 x the reply is no chat completion"
     with serving(script) as server:
         with pytest.raises(
             StorageError, match=f"responses: endpoints.default: no answer to 18 requests .{why}.; start"
