@@ -220,12 +220,12 @@ def opened(make: "Callable[[], Endpoint]", out: Path) -> "Iterator[Endpoint]":
 @contextlib.contextmanager
 def explained(kept: str, model: str = "--judge") -> Iterator[None]:
     """Names options in errors of an endpoint. Args: kept: what is not lost; model: what names the model."""
-    from janus_jax.storage.endpoint_errors import RefusedOptionError, RefusedRequestError
+    from janus_jax.storage.endpoint_errors import NoCompletionError, RefusedOptionError, RefusedRequestError
     from janus_jax.storage.endpoint_requests import UnreachableError
 
     try:
         yield
-    except UnreachableError as error:
+    except (UnreachableError, NoCompletionError) as error:
         raise ConfigError("--base-url", f"{error}; {kept}") from error
     except RefusedRequestError as error:
         options = {"key": "--key-variable", "model": f"{model}, --base-url"}

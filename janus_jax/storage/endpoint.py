@@ -42,6 +42,7 @@ from janus_jax.storage.pace import GaveUpError, Pace, Tries
 
 _AGAIN = (408, 409, 425, 429)
 _A_CLIENT = 32  # requests at the same time
+_ROUNDS = 3  # of requests at the same time, without one chat completion
 _NOT_SENT = ("ConnectError", "ConnectTimeout")
 
 
@@ -110,6 +111,7 @@ class Endpoint:
             key_variable,
             key,
             most=tries,
+            most_other=max(tries, _ROUNDS * concurrent),
             is_answered=lambda: bool(self._tries.answered or len(self._journal)),
         )
         spent = self._journal.spent
@@ -155,7 +157,8 @@ class Endpoint:
                 request. What was under way is waited for, and is in the journal. A conversation that alone is refused
                 (400, 403, 413, 422), such as one that is too long, is a failure if others are answered.
             RefusedOptionError: the endpoint does not take an option.
-            StorageError: the endpoint says for too long that it is too much; UnreachableError: it cannot be reached.
+            StorageError: the endpoint says for too long that it is too much; UnreachableError: it cannot be reached;
+                NoCompletionError: it never sent a chat completion, but something else.
         """
         places = self._places(conversations, range(first_sample, first_sample + samples), options)
         waiting = collections.deque(places.values())
@@ -318,12 +321,14 @@ class Endpoint:
             if one.failures and not self._account.affords():
                 why, status = f"{why}; the budget may not suffice for another try", None
                 break
+            other = None
             try:
                 more, client = {"headers": {"Idempotency-Key": request.key}}, next(self._turns)
                 reply = client.post("/chat/completions", cast_to=str, body=request.body, options=more)
                 if (record := self._read(request, reply)) is not None:
+                    self._refusals.has_completion = True
                     return record
-                why = "the reply is no chat completion"
+                why, other = "the reply is no chat completion", reply
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 timed_out = isinstance(error, openai.APITimeoutError)
@@ -337,6 +342,7 @@ class Endpoint:
                 why = self._refusals.shown(f"status {code}: {server_message(error)}")
                 if (code < 500 and code not in _AGAIN) or detail(error, "code") == "insufficient_quota":
                     return failure(self._refusals.take(request, error, why))
+            self._refusals.note(other)
             status = one.status
         if status in (0, 429):
             kind = StorageError if status else UnreachableError

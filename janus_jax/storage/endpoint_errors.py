@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from janus_jax.errors import ConfigError, first_line
+from janus_jax.errors import ConfigError, StorageError, counted, first_line
 from janus_jax.storage.endpoint_requests import OWN_OPTIONS, Request, valid
 
 _NOT_TAKEN = re.compile(
@@ -16,6 +16,13 @@ _NOT_TAKEN = re.compile(
 )
 _NO_MODEL = re.compile(r"not (?:a valid|found|exist|available)|(?:no such|unknown|invalid) model", re.IGNORECASE)
 _TOO_LONG = re.compile(r"\bcontext\b|too (?:large|long|many)|exceed", re.IGNORECASE)
+
+
+_SHOWN = 100  # characters of a reply that is no chat completion
+
+
+class NoCompletionError(StorageError):
+    """The endpoint sends something else in place of chat completions, and never sent one."""
 
 
 class RefusedRequestError(ConfigError):
@@ -45,20 +52,32 @@ class RefusedOptionError(ConfigError):
 
 
 class Refusals:
-    """What an endpoint refuses, and whether it refuses everything. Threads share it.
+    """What an endpoint refuses or sends in place of chat completions, and whether that is all. Threads share it.
 
     Args:
         url, model, key_variable: as of `Endpoint`.
         key: the API key, which no text shows; empty: there is none.
         most: conversations that may be refused before any is answered.
+        most_other: replies in a row that may be no chat completion before any is one.
         is_answered: whether the endpoint ever answered.
     """
 
     def __init__(
-        self, url: str, model: str, key_variable: str | None, key: str, *, most: int, is_answered: Callable[[], bool]
+        self,
+        url: str,
+        model: str,
+        key_variable: str | None,
+        key: str,
+        *,
+        most: int,
+        most_other: int,
+        is_answered: Callable[[], bool],
     ):
         self._url, self._model, self._key_variable, self._key = url, model, key_variable, key
-        self._most, self._is_answered = most, is_answered
+        self._most, self._most_other, self._is_answered = most, most_other, is_answered
+        self._others, self._last, self._is_mixed = 0, "", False  # replies in a row that are no chat completion
+        self.has_completion = False
+        """Whether a chat completion came, also one without a text."""
         self._refused: list[RefusedRequestError] = []
         self._lock = threading.Lock()
 
@@ -72,6 +91,7 @@ class Refusals:
         Raises:
             RefusedRequestError, RefusedOptionError: it is not this request alone.
         """
+        self.note(None)
         status, is_answered = error.status_code, self._is_answered()
         if status == 401 or (status == 403 and not is_answered):
             key = f"the key in ${self._key_variable}" if self._key_variable else "a request without a key"
@@ -92,9 +112,38 @@ class Refusals:
             raise first from None
         return why
 
-    def of_all(self) -> RefusedRequestError | None:
-        """The first refusal, if there never was an answer: it is not the conversation that is wrong."""
-        return self._refused[0] if self._refused and not self._is_answered() else None
+    def note(self, other: str | None) -> None:
+        """Counts what came of a try.
+
+        Args:
+            other: a reply that is no chat completion; None: anything else.
+
+        Raises:
+            NoCompletionError: too many came in a row, and there never was an answer.
+        """
+        with self._lock:
+            self._others = 0 if other is None else self._others + 1
+            self._is_mixed |= other is None
+            self._last = other or ""
+            too_many = self._others >= self._most_other
+        if too_many and not (self.has_completion or self._is_answered()):
+            raise self._no_completion()
+
+    def of_all(self) -> RefusedRequestError | NoCompletionError | None:
+        """What ends a call without an answer: the first refusal, as it is not the conversation that is wrong, or that
+        no reply was a chat completion."""
+        if self._is_answered():
+            return None
+        if self._refused:
+            return self._refused[0]
+        return self._no_completion() if self._others and not (self._is_mixed or self.has_completion) else None
+
+    def _no_completion(self) -> NoCompletionError:
+        shown = self.shown(" ".join(self._last.split()) or "nothing")[:_SHOWN]
+        what = (
+            f"has never sent a chat completion, to {counted(self._others, 'request')}; what came begins with: {shown}"
+        )
+        return NoCompletionError(self._url, what)
 
     def shown(self, text: object) -> str:
         """One line without the key, cut where it is too long."""
