@@ -192,7 +192,10 @@ def answer(base_url: str, model: str, read: Callable[..., Any], out: Path, optio
 
     require_new_file("--out", out)
     rows, journal = read(Counter()), out.with_name(f"{out.name}.replies")
-    with Endpoint(base_url, model, journal=journal, **how) as endpoint, explained(f"answers are kept in {journal}"):
+    with (
+        Endpoint(base_url, model, journal=journal, **how) as endpoint,
+        explained(f"answers are kept in {journal}", "MODEL"),
+    ):
         tell(f"note: {endpoint.estimate([row.messages for row in rows], **options).text()}")
         answer_through(endpoint, rows, out, tell=tell, **options)
         print(f"wrote {out}; {spent(endpoint)}", flush=True)
@@ -215,15 +218,19 @@ def opened(make: "Callable[[], Endpoint]", out: Path) -> "Iterator[Endpoint]":
 
 
 @contextlib.contextmanager
-def explained(kept: str) -> Iterator[None]:
-    """Names options in errors of an endpoint. Args: kept: what is not lost."""
-    from janus_jax.storage.endpoint_errors import RefusedOptionError
+def explained(kept: str, model: str = "--judge") -> Iterator[None]:
+    """Names options in errors of an endpoint. Args: kept: what is not lost; model: what names the model."""
+    from janus_jax.storage.endpoint_errors import NoCompletionError, RefusedOptionError, RefusedRequestError
     from janus_jax.storage.endpoint_requests import UnreachableError
 
     try:
         yield
-    except UnreachableError as error:
+    except (UnreachableError, NoCompletionError) as error:
         raise ConfigError("--base-url", f"{error}; {kept}") from error
+    except RefusedRequestError as error:
+        options = {"key": "--key-variable", "model": f"{model}, --base-url"}
+        error.args = (options.get(error.about, "--base-url"), *error.args)
+        raise
     except RefusedOptionError as error:
         if (option := _LEAVE_OUT.get(error.option)) is None:
             raise

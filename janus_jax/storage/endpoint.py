@@ -13,15 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, Self
 
-from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
-from janus_jax.storage.endpoint_errors import (
-    RefusedOptionError,
-    RefusedRequestError,
-    detail,
-    names_model,
-    refused_option,
-    server_message,
-)
+from janus_jax.errors import ConfigError, JanusError, StorageError, counted
+from janus_jax.storage.endpoint_errors import Refusals, detail, server_message
 from janus_jax.storage.endpoint_journal import ReplyJournal
 from janus_jax.storage.endpoint_requests import (
     BYTES_A_TOKEN,
@@ -49,6 +42,7 @@ from janus_jax.storage.pace import GaveUpError, Pace, Tries
 
 _AGAIN = (408, 409, 425, 429)
 _A_CLIENT = 32  # requests at the same time
+_ROUNDS = 3  # of requests at the same time, without one chat completion
 _NOT_SENT = ("ConnectError", "ConnectTimeout")
 
 
@@ -90,7 +84,7 @@ class Endpoint:
         keep_refusals: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ):
-        self._openai, self._url, self._key = access(base_url, key_variable)
+        self._openai, self._url, key = access(base_url, key_variable)
         self._model, self.prices, self.concurrent = model, prices, concurrent
         limits = {"concurrent": concurrent, "tries": tries, "timeout_s": timeout_s}
         limits |= {"requests_a_minute": requests_a_minute, "tokens_a_minute": tokens_a_minute}
@@ -98,20 +92,28 @@ class Endpoint:
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} = {value!r}: allowed: more than 0")
         self._account = Account(token_budget, money_budget, prices)
-        self._key_variable, self._keep_refusals, self._tell = key_variable, keep_refusals, tell
+        self._keep_refusals, self._tell = keep_refusals, tell
         # a client looks at all its connections for each request
         self._clients = [
-            self._openai.OpenAI(base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s)
+            self._openai.OpenAI(base_url=self._url, api_key=key or "none", max_retries=0, timeout=timeout_s)
             for _ in range(-(-concurrent // _A_CLIENT))
         ]
         self._turns = itertools.cycle(self._clients)
         self._stop = threading.Event()
         self._flowing: tuple[futures.ThreadPoolExecutor, dict[str, Request]] | None = None
         self._lock = threading.RLock()
-        self._refusals: list[ConfigError] = []
         pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
         self._tries = Tries(pace, tries, wait=self._stop.wait)
         self._journal = ReplyJournal(journal)
+        self._refusals = Refusals(
+            self._url,
+            model,
+            key_variable,
+            key,
+            most=tries,
+            most_other=max(tries, _ROUNDS * concurrent),
+            is_answered=lambda: bool(self._tries.answered or len(self._journal)),
+        )
         spent = self._journal.spent
         paid = spent.money_at(prices) or 0.0
         self._account.count(spent.prompt_tokens, spent.completion_tokens, spent.uncounted, paid)
@@ -151,11 +153,12 @@ class Endpoint:
             options: of the request, such as temperature and max_tokens.
 
         Raises:
-            ConfigError: an option is not allowed, the endpoint refuses (401, 403, 404, ...), or the budget allows no
-                further request. What was under way is waited for, and is in the journal. A conversation that alone is
-                refused (400, 413, 422), such as one that is too long, is a failure if others are answered.
+            ConfigError: an option is not allowed, the endpoint refuses (401, 404, ...), or the budget allows no further
+                request. What was under way is waited for, and is in the journal. A conversation that alone is refused
+                (400, 403, 413, 422), such as one that is too long, is a failure if others are answered.
             RefusedOptionError: the endpoint does not take an option.
-            StorageError: the endpoint says for too long that it is too much; UnreachableError: it cannot be reached.
+            StorageError: the endpoint says for too long that it is too much; UnreachableError: it cannot be reached;
+                NoCompletionError: it never sent a chat completion, but something else.
         """
         places = self._places(conversations, range(first_sample, first_sample + samples), options)
         waiting = collections.deque(places.values())
@@ -283,9 +286,7 @@ class Endpoint:
                     self._stop.set()  # others that pause give up; those that are answered are kept
                     continue
                 yield from replies(request, record)
-            if end := end or (
-                self._poor(held) if held is not None else self._refusals[0] if self._refuses_all() else None
-            ):
+            if end := end or (self._poor(held) if held is not None else self._refusals.of_all()):
                 raise end
         finally:
             self._drain(flowing)
@@ -320,30 +321,33 @@ class Endpoint:
             if one.failures and not self._account.affords():
                 why, status = f"{why}; the budget may not suffice for another try", None
                 break
+            other = None
             try:
                 more, client = {"headers": {"Idempotency-Key": request.key}}, next(self._turns)
                 reply = client.post("/chat/completions", cast_to=str, body=request.body, options=more)
                 if (record := self._read(request, reply)) is not None:
+                    self._refusals.has_completion = True
                     return record
-                why = "the reply is no chat completion"
+                why, other = "the reply is no chat completion", reply
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 timed_out = isinstance(error, openai.APITimeoutError)
-                why = "no reply in time" if timed_out else f"cannot be reached ({first_line(cause)})"
+                why = "no reply in time" if timed_out else f"cannot be reached ({self._refusals.shown(cause)})"
                 one.status = None if timed_out else 0
                 if type(cause).__name__ not in _NOT_SENT:  # it may have been answered, and paid for
                     self._spend(request, {"failure": why})
             except openai.APIStatusError as error:
                 code = one.status = error.status_code
                 one.retry_after = error.response.headers.get("retry-after")
-                why = self._clean(f"status {code}: {server_message(error)}")
+                why = self._refusals.shown(f"status {code}: {server_message(error)}")
                 if (code < 500 and code not in _AGAIN) or detail(error, "code") == "insufficient_quota":
-                    return self._refused(request, error, why)
+                    return failure(self._refusals.take(request, error, why))
+            self._refusals.note(other)
             status = one.status
         if status in (0, 429):
             kind = StorageError if status else UnreachableError
-            raise kind(self._url, self._clean(f"{why}; tried {self._tries.most} times"))
-        return failure(self._clean(why))
+            raise kind(self._url, f"{why}; tried {self._tries.most} times")
+        return failure(why)
 
     def _read(self, request: Request | Sent, body: str) -> dict[str, Any] | None:
         """The record of a reply, written to the journal; None: it is no chat completion, and may come right."""
@@ -360,7 +364,7 @@ class Endpoint:
         if record["text"] is None:
             refusal = choice["message"].get("refusal")
             why = f"refused: {refusal}" if refusal else f"no content ({reason or 'no reason'})"
-            record["failure"] = self._clean(why)
+            record["failure"] = self._refusals.shown(why)
         return self._spend(request, record, usage(body))
 
     def _spend(
@@ -375,32 +379,3 @@ class Endpoint:
         if record.get("text") is not None:
             self._tries.note_answer()
         return record
-
-    def _refused(self, request: Request, error: Any, why: str) -> dict[str, Any]:
-        """A failure of this request alone, where others are answered; otherwise raises."""
-        status = error.status_code
-        if status in (401, 403):
-            key = f"the key in ${self._key_variable}" if self._key_variable else "a request without a key"
-            raise RefusedRequestError("key", self._url, f"does not accept {key} ({why})") from None
-        if status in (400, 422) and (option := refused_option(error, request.body)):
-            raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
-        if status == 404 or (status in (400, 422) and names_model(error, self._model)):
-            what = f"does not have the path /chat/completions or the model {self._model!r} ({why})"
-            raise RefusedRequestError("model", self._url, what) from None
-        if status not in (400, 413, 422):
-            raise RefusedRequestError("", self._url, f"refuses requests ({why})") from None
-        refused = RefusedRequestError("", self._url, f"refuses conversation {request.places[0][0] + 1} ({why})")
-        with self._lock:
-            self._refusals.append(refused)
-        if self._refuses_all() and len(self._refusals) >= self._tries.most:
-            raise self._refusals[0] from None
-        return failure(why)
-
-    def _refuses_all(self) -> bool:
-        """Whether there were refusals and never an answer: it is not the conversation that is wrong."""
-        return bool(self._refusals) and not self._tries.answered and not len(self._journal)
-
-    def _clean(self, text: object) -> str:
-        """One line without the key."""
-        line = " ".join(valid(first_line(text)).split())
-        return line.replace(self._key, "***") if self._key else line

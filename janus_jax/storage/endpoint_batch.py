@@ -174,7 +174,7 @@ class BatchEndpoint(Endpoint):
                 return "answered"
         if self._journal.end == before:  # nothing was paid for
             why = json.dumps(failure) if failure is not None else f"status {status} without a chat completion"
-            self._journal.add(key, {"failure": self._clean(why), "prompt_tokens": 0, "completion_tokens": 0})
+            self._journal.add(key, {"failure": self._refusals.shown(why), "prompt_tokens": 0, "completion_tokens": 0})
         path = self.directory / _FAILED
         with os_errors(path), path.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps([name, key]))  # not after half a line

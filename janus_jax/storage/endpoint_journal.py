@@ -63,7 +63,8 @@ class Spent:
 class ReplyJournal:
     """A JSONL file of replies by key. One process writes it at a time; its threads may write together.
 
-    Memory does not grow with the file. A last line that a killed process left half written is cut off.
+    Memory does not grow with the file. A last line that a killed process left half written is cut off; one that lacks
+    only its newline is whole.
 
     Raises:
         ConfigError: the file is no such journal, is damaged, or another process writes it.
@@ -272,22 +273,22 @@ class ReplyJournal:
         with os_errors(self.path), self.path.open("rb") as lines:
             lines.seek(known)
             for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    break
-                self._last, self.end = self.end, self.end + len(line)
                 try:
-                    record = json.loads(line)
-                    if not record["prompt_tokens"] + record["completion_tokens"] >= 0:
-                        raise ValueError("fewer than no tokens")
-                    self._take(record["key"], record)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    record = _record(line)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    if not line.endswith(b"\n"):
+                        break
                     lines.seek(0)
                     number += lines.read(known).count(b"\n")
                     raise ConfigError(
                         f"{self.path}:{number}", f"is damaged ({type(error).__name__}); {_ADVICE}"
                     ) from error
+                self._last, self.end = self.end, self.end + len(line)
+                self._take(record["key"], record)
         with os_errors(self.path):
             self._file.truncate(self.end)
+            if os.pread(self._file.fileno(), 1, self.end - 1) != b"\n":  # the last record is whole but for it
+                self.end += self._file.write(b"\n")
         if number > _UNWRITTEN:
             self._commit()
 
@@ -313,6 +314,15 @@ class ReplyJournal:
                 with os_errors(self.path):
                     os.fsync(self._file.fileno())
                 self._synced = now
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """Raises KeyError, TypeError, ValueError, ...: it is no whole record."""
+    record = json.loads(line)
+    is_one = record["prompt_tokens"] + record["completion_tokens"] >= 0 and isinstance(record["key"], str)
+    if not (is_one and isinstance(record.get("money") or 0, int | float)):
+        raise ValueError("no record")
+    return record
 
 
 def _digest(value: bytes) -> bytes:

@@ -157,6 +157,27 @@ def test_an_option_that_the_endpoint_refuses_is_named_and_can_be_left_out(judge,
         assert judge(server, *given)[0] == 0 and len(server.bodies) == asked
 
 
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        (
+            refused(401, "bad key"),
+            "--key-variable: URL: does not accept the key in $OPENAI_API_KEY (status 401: bad key)",
+        ),
+        (refused(400, "gone", "model_not_found"), "--judge, --base-url: URL: does not have the "),
+        (refused(402, "pay first"), "--base-url: URL: refuses requests (status 402: pay first)"),
+    ],
+)
+def test_what_the_endpoint_refuses_is_named_by_its_option(judge, janus, files, tmp_path, refusal, message):
+    with serving(lambda body, count: refusal) as server:
+        code, _, err = judge(server)
+        assert code == 2 and f"error: {message.replace('URL', server.url)}" in err, err
+        run = ("bench", "run", files[0], "j", "--out", tmp_path / "new.jsonl", "--base-url", server.url)
+        code, _, err = janus(*run)
+        option = message.partition(": ")[0].replace("--judge", "MODEL")
+        assert code == 2 and f"error: {option}: {server.url}: " in err, err
+
+
 def test_a_conversation_that_alone_is_refused_is_a_counted_failure(judge, tmp_path):
     def narrow(body, count):
         long = asked_about(body)[0] == 2

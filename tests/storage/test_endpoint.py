@@ -12,45 +12,15 @@ from unittest import mock
 import pytest
 
 from janus_jax.errors import ConfigError, StorageError
-from janus_jax.storage import pace
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Prices
+from tests.support.endpoint_client import SECRET, ask, echo, opened, texts
 from tests.support.endpoint_server import Answer, refused, said, serving
 from tests.support.repository import ROOT
 
 pytest.importorskip("openai")
 
-SECRET = "sk-very-secret-key"
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """A key, no proxy, and pauses that take no time."""
-    monkeypatch.setenv("JUDGE_KEY", SECRET)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(pace, "pause_after", lambda failures, after: 0.001)
-
-
-def ask(text):
-    return [{"role": "user", "content": text}]
-
-
-def opened(server, tmp_path, **options):
-    options = {
-        "journal": tmp_path / "replies.jsonl",
-        "key_variable": "JUDGE_KEY",
-        "concurrent": 4,
-        "tries": 4,
-    } | options
-    return Endpoint(server.url, "judge", **options)
-
-
-def echo(body, count):
-    return said(body["messages"][-1]["content"].upper())
-
-
-def texts(replies):
-    return {(reply.place, reply.sample): reply.text for reply in replies}
+pytestmark = pytest.mark.usefixtures("quick_endpoint")
 
 
 def test_many_are_asked_at_the_same_time_and_never_again(tmp_path):
@@ -163,30 +133,6 @@ def test_what_is_no_answer_is_a_failure_and_asked_again_by_the_next_run(tmp_path
             assert "502" in replies[3].failure and SECRET not in replies[3].failure
             assert len(server.bodies) == 8 * (1 + again) - 2 * again
             assert endpoint.usage.prompt_tokens == 7 * (4 + 2 * again)  # what was paid for, failures too
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (
-            refused(401, f"Incorrect API key: {SECRET}"),
-            r"does not accept the key in \$JUDGE_KEY \(status 401: Incorrect",
-        ),
-        (refused(403), r"the key in \$JUDGE_KEY \(status 403: no\)"),
-        (refused(404, "no model"), "the model 'judge'"),
-        (refused(400, f"too long {SECRET}"), r"refuses conversation [1-4] \(status 400"),
-        (refused(429, "pay first", "insufficient_quota"), "refuses requests.*429"),
-    ],
-)
-def test_refusals_end_at_once_without_the_key(tmp_path, answer, message):
-    with serving(lambda body, count: answer) as server, opened(server, tmp_path) as endpoint:
-        with pytest.raises(ConfigError, match=message) as caught:
-            list(endpoint.complete([ask(f"q{n}") for n in range(40)]))
-        assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
-        assert len(server.bodies) <= 8
-        with pytest.raises(ConfigError, match=message):
-            list(endpoint.complete([ask("alone")]))
-    assert SECRET not in (tmp_path / "replies.jsonl").read_text()
 
 
 def test_an_endpoint_that_is_not_there_or_always_too_busy_ends_with_exit_code_14(tmp_path):
@@ -318,35 +264,6 @@ def test_arguments_that_are_not_allowed_are_named(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=r"allowed|cannot be sent"):
             list(endpoint.complete([ask("q")], **options))
     endpoint.close()
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "option"),
-    [
-        (400, "Unsupported parameter: 'max_tokens' is not supported; use 'max_completion_tokens'", "max_tokens"),
-        (400, "Unrecognized request argument supplied: seed", "seed"),
-        (422, "{'loc': ['body', 'seed'], 'msg': 'Extra inputs are not permitted'}", "seed"),
-        (400, "'temperature' does not support 0.5 with this model", "temperature"),
-        (400, "'max_tokens' is too large: 9. The maximum context length is 8 and extra tokens are cut", None),
-        (400, "no such thing", None),
-    ],
-)
-def test_an_option_that_is_refused_is_named(tmp_path, status, message, option):
-    with serving(lambda body, count: refused(status, message)) as server, opened(server, tmp_path) as endpoint:
-        with pytest.raises(ConfigError) as caught:
-            list(endpoint.complete([ask("q")], seed=1, max_tokens=9, temperature=0.5))
-        assert getattr(caught.value, "option", None) == option and message in str(caught.value)
-
-
-def test_a_conversation_that_alone_is_refused_is_a_failure(tmp_path):
-    def script(body, count):
-        return refused(400, "too long") if "long" in str(body["messages"]) else echo(body, count)
-
-    with serving(script) as server, opened(server, tmp_path, concurrent=1) as endpoint:
-        got = texts(endpoint.complete([ask("long"), ask("q"), *(ask(f"long {n}") for n in range(9))]))
-        assert got[1, 0] == "Q" and [text for text in got.values() if text is not None] == ["Q"]
-        failures = [reply.failure for reply in endpoint.complete([ask("long")])]
-        assert failures == ["status 400: too long"]
 
 
 def test_replies_that_are_left_halfway_are_in_the_journal(tmp_path):

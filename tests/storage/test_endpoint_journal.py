@@ -94,6 +94,31 @@ def test_half_a_last_line_is_cut_off(path, kept):
     check(path, 5)
 
 
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_last_line_that_lacks_only_its_newline_is_kept(path, count, indexed):
+    """A kill may come before it, and editors take it off."""
+    add(path, range(count))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    if not indexed:
+        index(path)[0].unlink()
+    check(path, count)
+    assert path.read_bytes() == content
+    add(path, range(count, count + 2))
+    check(path, count + 2)
+
+
+@pytest.mark.parametrize("line", ['{"key": "key 9", "text": "paid"}', "{}", "12", '{"key": 9, "prompt_tokens": 1'])
+def test_a_last_line_without_a_newline_that_is_no_record_is_cut_off(path, line):
+    add(path, range(2))
+    with path.open("a") as file:
+        file.write(line)
+    check(path, 2)
+    add(path, [2])
+    check(path, 3)
+
+
 def test_a_killed_process_leaves_every_reply_that_add_returned_for(path):
     """Kills at several moments, also beyond the replies after which the index is written."""
     code = f"""

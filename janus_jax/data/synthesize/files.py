@@ -217,7 +217,7 @@ def commonest(reasons: Counter[str]) -> str:
     """The three commonest of some reasons, with counts."""
     first = reasons.most_common(_SHOWN)
     rest = reasons.total() - sum(count for _, count in first)
-    return "; ".join([*(f"{count:,}: {reason}" for reason, count in first), *([f"{rest:,}: others"] if rest else [])])
+    return "; ".join([*(f"{count:,} x {reason}" for reason, count in first), *([f"{rest:,} others"] if rest else [])])
 
 
 def summary(name: str, value: Mapping[str, Any]) -> str:

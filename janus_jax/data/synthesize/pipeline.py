@@ -86,6 +86,10 @@ class Synthesis:
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
         sections = {name: getattr(config, step.section) for name, step in STEPS.items() if step.section}
         self._endpoints = Endpoints(config, self.directories, sections, batch=batch, tell=tell)
+        steps = [step for step in STEPS.values() if step.name == "hierarchy" or step.asks(config)]
+        keys = ", ".join(f"{step.section}.endpoint" for step in steps)
+        for name in sorted(config.endpoints.keys() - {sections[step.name].endpoint for step in steps}):
+            tell(f"note: endpoints.{name}: no step uses it; name it in one of {keys}, or remove it")
         for name, section in (("system", "systems"), ("rubric", "bench")):
             number, asks = getattr(config, section).examples, section == "systems" or config.bench.instructions
             if number and asks and not prompts.read_prompt(name, config.prompts).shows_examples:

@@ -37,7 +37,7 @@ class Rules:
     """Preferences that no set holds together. A rule is a list of parts, each with names that one preference has."""
 
     parts: tuple[tuple[Mapping[str, str], ...], ...]
-    places: tuple[str, ...] = ()
+    places: tuple[str, ...]
     """FILE:LINE of each rule."""
 
     def hits(self, one: Preference) -> Hits:

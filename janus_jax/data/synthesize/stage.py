@@ -17,7 +17,7 @@ from janus_jax.data.synthesize.prompts import Prompt, read_prompt
 from janus_jax.errors import ConfigError, counted
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
-from janus_jax.storage.endpoint_errors import RefusedOptionError, RefusedRequestError
+from janus_jax.storage.endpoint_errors import NoCompletionError, RefusedOptionError, RefusedRequestError
 from janus_jax.storage.endpoint_requests import UnreachableError
 
 EXPECTED = {"hierarchy": 500, "systems": 230, "responses": 520, "rubrics": 300}
@@ -294,6 +294,9 @@ def _named_options(section: AskSection, step: str) -> Iterator[None]:
         yield
     except UnreachableError as error:
         raise UnreachableError(f"{where}.base_url", f"{error}; what was answered is kept") from error
+    except NoCompletionError as error:
+        error.args = (f"{where}.base_url", *error.args)
+        raise
     except RefusedRequestError as error:
         keys = {"key": f"{where}.key_variable", "model": f"{where}.model, {where}.base_url"}
         error.args = (keys.get(error.about, where), *error.args)

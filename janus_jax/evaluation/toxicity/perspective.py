@@ -161,7 +161,8 @@ class Perspective:
     def _refusal(self, status: int, body: Any) -> str:
         error = body.get("error") if isinstance(body, dict) else None
         error = error if isinstance(error, dict) else {}
-        message = " ".join(first_line(error.get("message") or "no message").split()).replace(self._key, "***")
+        message = str(error.get("message") or "no message").replace(self._key, "***")  # before it is cut
+        message = " ".join(first_line(message).split())
         details = json.dumps(error.get("details") or "")
         for kind, reason in _UNSCORABLE.items():
             if kind in details:

@@ -121,6 +121,26 @@ def test_examples_that_a_prompt_does_not_show_are_noted(tmp_path, examples, note
     assert lines == [what] * notes
 
 
+def test_an_endpoint_that_no_step_uses_is_noted(tmp_path):
+    url, lines = "http://127.0.0.1:9/v1", []
+    for changes, unused, keys in (
+        ({"hierarchy": {"endpoint": "cheap"}}, [], ""),
+        ({}, ["cheap"], "hierarchy.endpoint, systems.endpoint, responses.endpoint, bench.endpoint"),
+        (
+            {name: {"endpoint": "cheap"} for name in ("hierarchy", "systems", "responses")}
+            | {"bench": {"instructions": 0}},
+            ["default"],
+            "hierarchy.endpoint, systems.endpoint, responses.endpoint",
+        ),
+    ):
+        path = write_config(tmp_path, url, endpoints={"cheap": {"base_url": url, "model": "m"}}, **changes)
+        Synthesis(load_synthesis(path), tell=lines.append)
+        assert lines == [
+            f"note: endpoints.{n}: no step uses it; name it in one of {keys}, or remove it" for n in unused
+        ]
+        lines.clear()
+
+
 def test_the_page_of_keys_is_that_of_the_code():
     assert (ROOT / "docs/synthesis_keys.md").read_text() == reference.page()
 

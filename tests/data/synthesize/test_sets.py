@@ -28,7 +28,7 @@ def uses(sets):
 
 def test_each_preference_is_used_about_equally_often():
     seed = read_seeds([EMBEDDED], 0.8, Counter())
-    sets, failed = draw(seed, IDS, 3, 0, Rules(()))
+    sets, failed = draw(seed, IDS, 3, 0, Rules((), ()))
     counts = uses(sets)
     assert not failed
     for dimension in seed.dimensions:
@@ -51,17 +51,17 @@ def test_order_does_not_matter_and_the_seed_does():
 
 def test_sets_that_were_drawn_stay_and_new_ones_balance_them():
     tree = hierarchy(a=5, b=7)
-    first, _ = draw(tree, IDS[10:40], 3, 0, Rules(()))
-    both, _ = draw(tree, IDS, 3, 0, Rules(()), first)
+    first, _ = draw(tree, IDS[10:40], 3, 0, Rules((), ()))
+    both, _ = draw(tree, IDS, 3, 0, Rules((), ()), first)
     assert all(both[one] == first[one] for one in first) and len(both) == 60
     counts = uses(both)
     assert max(counts.values()) <= -(-180 // 5) + 1 and min(counts.values()) >= 180 // 7 - 1
 
 
 def test_few_preferences_give_sets_that_differ_or_none():
-    sets, failed = draw(hierarchy(a=1, b=3), IDS, 3, 0, Rules(()))
+    sets, failed = draw(hierarchy(a=1, b=3), IDS, 3, 0, Rules((), ()))
     assert not failed and all(len(set(of_one)) == 3 for of_one in sets.values())
-    sets, failed = draw(hierarchy(a=1, b=2), IDS, 3, 0, Rules(()))
+    sets, failed = draw(hierarchy(a=1, b=2), IDS, 3, 0, Rules((), ()))
     assert not sets and failed == set(IDS)
 
 

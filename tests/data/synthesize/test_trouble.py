@@ -132,6 +132,16 @@ def test_an_endpoint_that_refuses_everything_ends_the_run_and_names_the_key(tmp_
         assert (f"endpoints.default.{key}" if key else "endpoints.default: ") in str(caught.value)
 
 
+def test_an_endpoint_that_never_sends_a_chat_completion_ends_the_run(tmp_path):
+    with serving(lambda body, count: Answer("<html>Sign in</html>")) as server:
+        with pytest.raises(StorageError, match=r"^endpoints.default.base_url: .*: <html>Sign in</html>$") as caught:
+            made(tmp_path, server).run()
+        assert caught.value.exit_code == 14 and len(server.bodies) <= 3 * 8 + 8
+        assert not (tmp_path / "out/steps/systems").exists()
+    with serving(answer) as server:
+        assert made(tmp_path, server).run()
+
+
 @pytest.mark.parametrize("presses", [1, 2])
 def test_the_first_ctrl_c_waits_for_what_is_under_way_and_the_second_does_not(tmp_path, presses):
     release = threading.Event()
@@ -283,7 +293,7 @@ def test_a_synthesis_without_a_row_says_that_answers_are_missing(tmp_path):
             return answer(body)
         return Answer("<html>", 200) if QUESTIONS[0] in str(body) else Answer({"error": {"message": "down"}}, 500)
 
-    why = "15: status 500: down; 3: the reply is no chat completion"
+    why = "15 x status 500: down; 3 x the reply is no chat completion"
     with serving(script) as server:
         with pytest.raises(
             StorageError, match=f"responses: endpoints.default: no answer to 18 requests .{why}.; start"

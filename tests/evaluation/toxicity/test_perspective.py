@@ -130,6 +130,7 @@ def test_too_much_for_too_long_ends_the_command(client):
     [
         (refused(400, "API key not valid. Please pass a valid API key."), "does not accept the key in"),
         (refused(403, f"{KEY} has no right"), r"does not accept the key in .*\*\*\* has no right"),
+        (refused(403, f"{'x' * 295}{KEY}"), r"x{295}\*\*\*\)"),
         (refused(400, "Unknown attribute: X"), "refuses the request .*Unknown attribute: X.*2026"),
         (Answer("moved", 302, {"Location": "http://127.0.0.1:1/"}), "refuses the request .status 302"),
         (Answer("gone", 404), "refuses the request .status 404"),
