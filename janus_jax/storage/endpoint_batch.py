@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from janus_jax.errors import DataError
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_requests import Reply, Request, Sent, replies
+from janus_jax.storage.endpoint_requests import BYTES_A_TOKEN, Estimate, Reply, Request, Sent, replies
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 190 << 20
 """Of one file; OpenAI takes at most 50,000 requests and 200 MB."""
@@ -187,14 +187,27 @@ class JournalEndpoint(Endpoint):
 
     def __init__(self, base_url: str, model: str, **options: Any):
         super().__init__(base_url, model, **{**options, "key_variable": None})
-        self.answered = 0
-        """Requests."""
+        self._answered = self._prompt = self._most = 0
+        self._left: set[bytes] = set()  # keys of the requests that would be sent
+
+    def counts(self) -> Estimate:
+        """Of the requests since the last call; of those without an answer, equal ones count once."""
+        made = Estimate(len(self._left), self._answered, self._prompt, None, None, self._most)
+        self._answered = self._prompt = self._most = 0
+        self._left.clear()
+        return made
 
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         while (request := following()) is not None:
-            record = self._known(request)
-            self.answered += record is not None
-            yield from _waiting(request) if record is None else replies(request, record)
+            if (record := self._known(request)) is not None:
+                self._answered += 1
+                yield from replies(request, record)
+                continue
+            if (key := bytes.fromhex(request.key)) not in self._left:
+                self._left.add(key)
+                self._prompt -= -request.prompt_bytes // BYTES_A_TOKEN
+                self._most += request.most_prompt
+            yield from _waiting(request)
 
 
 def _waiting(request: Request) -> Iterator[Reply]:

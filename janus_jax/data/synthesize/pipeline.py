@@ -166,8 +166,12 @@ class Synthesis:
                             self._endpoints.require_none_waits(step.name)
                     except ConfigError as error:
                         refused(error)
-                unfinished.add(step.name)
-                if step.name in UNLIMITED or not (is_current and self._is_valid(step)):
+                is_asked = only in (None, step.name) and step.section and step.name not in UNLIMITED
+                if is_asked:
+                    stage.writer.finish()  # what the answers of the journal make
+                if not is_asked or stage.planned.requests:
+                    unfinished.add(step.name)
+                if step.name in UNLIMITED or is_asked or not (is_current and self._is_valid(step)):
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
                 if step.name in UNLIMITED:
                     stage = self._stage(step, directories, scratch=Path(scratch))
@@ -196,7 +200,7 @@ class Synthesis:
 
         limit = None if step.name in UNLIMITED else self.limit
         more = {"tell": self._tell, "limit": limit, "dry": scratch is not None, **self._beam}
-        more["unfinished"] = unfinished
+        more |= {"unfinished": unfinished, "earlier": self.directories[step.name]}
         return Stage(self.config, dict(directories), step.name, opened=opened, **more)
 
     def _asked_for(self, step: Step) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Systems:
         return _settings(stage, stage.config.systems, stage.prompt("system").digest)
 
     def estimate(self, stage: Stage) -> None:
-        stage.plan(stage.config.systems, self._items(stage))
+        self.run(stage)
+        stage.plan_asked(stage.config.systems)
 
     def run(self, stage: Stage) -> None:
         section, digest = stage.config.systems, stage.prompt("system").digest
@@ -86,7 +87,8 @@ class Responses:
         """Of system messages that are not written yet, by one of typical length."""
         section, written = stage.config.responses, set[str]()
         if stage.has("systems"):
-            stage.plan(section, self._items(stage))
+            self.run(stage)
+            stage.plan_asked(section)
             if "systems" not in stage.unfinished:
                 return
             written = {row["id"] for row in stage.rows("systems")}
@@ -141,7 +143,8 @@ class Rubrics:
 
     def estimate(self, stage: Stage) -> None:
         if stage.config.bench.instructions:
-            stage.plan(stage.config.bench, self._items(stage, self._answered(stage)), form=RubricAnswer)
+            self.run(stage)
+            stage.plan_asked(stage.config.bench)
 
     def run(self, stage: Stage) -> None:
         section, prompt = stage.config.bench, stage.prompt("rubric")

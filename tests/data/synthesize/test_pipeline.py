@@ -19,7 +19,18 @@ from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench.rows import read_bench
 from tests.support.endpoint_server import Answer, refused, said, serving
-from tests.support.synthesizing import QUESTIONS, answer, facts, made, replies, reply, rows, started, write_config
+from tests.support.synthesizing import (
+    QUESTIONS,
+    answer,
+    batch_answers,
+    facts,
+    made,
+    replies,
+    reply,
+    rows,
+    started,
+    write_config,
+)
 
 pytest.importorskip("openai")
 
@@ -229,21 +240,6 @@ def test_a_budget_of_all_steps_ends_before_it_is_passed(tmp_path):
         number = len(server.bodies)
         assert made(tmp_path, server, budget={"tokens": 10_000_000}).run()
         assert len(server.bodies) == 78 and number < 78
-
-
-def batch_answers(folder, step, path, *, broken=()):
-    """Answers to all request files of a step, as a provider returns them."""
-    lines = []
-    for file in sorted((folder / "out/steps" / step / "batch").glob("requests-*.jsonl")):
-        for line in file.read_text().splitlines():
-            request = json.loads(line)
-            body = said(reply(request["body"]), prompt=50, completion=20).body
-            response, error = {"status_code": 200, "body": body}, None
-            if len(lines) in broken:
-                response, error = None, {"code": "batch_expired", "message": "too late"}
-            lines.append(json.dumps({"custom_id": request["custom_id"], "response": response, "error": error}) + "\n")
-    path.write_text("".join([*lines, lines[0]]))  # one comes twice
-    return path
 
 
 def test_a_batch_api_makes_what_requests_would(whole, tmp_path):
