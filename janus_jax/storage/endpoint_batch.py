@@ -122,6 +122,15 @@ class BatchEndpoint(Endpoint):
             self._finish()
         super().close()
 
+    def known(self, path: Path) -> tuple[int, int]:
+        """How many answers a file has, and how many of them are to requests in the files of this directory.
+
+        Raises:
+            DataError: FILE:LINE is no answer of a batch.
+        """
+        counts = Counter(_key_of(custom_id) in self._sent for custom_id, *_ in _answers(path))
+        return counts.total(), counts[True]
+
     def take(self, path: Path) -> Counter[str]:
         """Writes the answers of a file into the journal. One that is there already is not counted as paid again.
 
@@ -133,23 +142,9 @@ class BatchEndpoint(Endpoint):
             How many were `answered`, `failed`, `repeated`, and `without_request` in the files of this directory.
 
         Raises:
-            DataError: FILE:LINE is no answer of a batch.
+            DataError: FILE:LINE is no answer of a batch. The lines before it count; `known` looks at all lines first.
         """
-        counts: Counter[str] = Counter()
-        with os_errors(path), path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    answer = json.loads(line)
-                    custom_id, response = answer["custom_id"], answer.get("response") or {}
-                    status, body = response.get("status_code", 200), response.get("body")
-                    failure = answer.get("error") or (body if status != 200 else None)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    what = "is no answer of a batch; allowed: objects with custom_id and response, or error"
-                    raise DataError(f"{path}:{number}", what) from error
-                counts[self._take_one(custom_id, status, body, failure)] += 1
-        return counts
+        return Counter(self._take_one(*answer) for answer in _answers(path))
 
     def missing(self) -> dict[str, int]:
         """For each file of requests that answers were taken to, how many of its requests have none, if any."""
@@ -239,6 +234,23 @@ def _has_text(body: Any) -> bool:
         return isinstance(body["choices"][0]["message"]["content"], str)
     except (KeyError, IndexError, TypeError):
         return False
+
+
+def _answers(path: Path) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """(custom_id, status, body, failure) of each answer in a file of a batch API."""
+    with os_errors(path), path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                answer = json.loads(line)
+                custom_id, response = answer["custom_id"], answer.get("response") or {}
+                status, body = response.get("status_code", 200), response.get("body")
+                failure = answer.get("error") or (body if status != 200 else None)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                what = "is no answer of a batch; allowed: objects with custom_id and response, or error"
+                raise DataError(f"{path}:{number}", what) from error
+            yield custom_id, status, body, failure
 
 
 def _failed(directory: Path) -> Iterator[tuple[str, str]]:

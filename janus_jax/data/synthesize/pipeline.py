@@ -310,14 +310,16 @@ class Synthesis:
         """Takes the answers of a batch API.
 
         Raises:
-            DataError: a file has none, or none of this step; FILE:LINE is no answer.
+            DataError: a file has none, or none of this step; FILE:LINE is no answer. None was taken, of any file.
         """
         with self._endpoints.files(step.name) as endpoint:
+            for path in paths:  # all files are read before an answer counts
+                number, known = endpoint.known(path)
+                if not known:
+                    what = f"none of its {number:,} answers is to a request in {endpoint.directory}"
+                    raise DataError(f"--answers {path}", what if number else "is empty")
             for path in paths:
                 counts = endpoint.take(path)
-                if counts.total() == counts["without_request"]:
-                    what = f"none of its {counts.total():,} answers is to a request in {endpoint.directory}"
-                    raise DataError(f"--answers {path}", what if counts else "is empty")
                 numbers = (f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
                 self._tell(f"{path}: {', '.join(numbers)}")
             for name, number in endpoint.missing().items():
