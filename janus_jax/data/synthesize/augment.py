@@ -79,7 +79,7 @@ def settings(stage: Stage) -> dict[str, Any]:
 def estimate(stage: Stage) -> None:
     """Plans the requests that the counts need after the answers of the journal, if no answer is wasted."""
     section = stage.config.hierarchy
-    parents, subdimensions = _grown(stage, read_seeds(section.seeds, section.alike, Counter()))
+    parents, subdimensions = _grown(stage, read_seeds(section.seeds, section.alike, Counter(), stage.note))
     stage.plan_asked(section, left=False)
     left = [one for one in (*parents, *subdimensions) if one.missing and one.waits]
     new = sum(parent.missing for parent in parents if parent.waits)
@@ -106,7 +106,7 @@ def seed_alone(stage: Stage) -> None:
 
 def run(stage: Stage) -> None:
     section, writer = stage.config.hierarchy, stage.writer
-    parents, leaves = _grown(stage, read_seeds(section.seeds, section.alike, writer.dropped))
+    parents, leaves = _grown(stage, read_seeds(section.seeds, section.alike, writer.dropped, stage.note))
     _describe(stage, leaves)
     if stage.waiting:
         return
