@@ -96,6 +96,15 @@ class StepDirectory:
                     reasons[str(row.get("detail"))] += 1
         return commonest(reasons)
 
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """The records of the journal that have a text."""
+        with os_errors(self.journal), self.journal.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # a killed process wrote half of it
+                    record = json.loads(line)
+                    if isinstance(record.get("text"), str):
+                        yield record
+
     def is_edited(self) -> bool:
         """Whether somebody changed the rows since the step wrote them."""
         facts = self.facts()

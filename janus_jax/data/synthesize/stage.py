@@ -101,6 +101,11 @@ class Stage:
         """The rows of another step."""
         return self._directories[step].rows()
 
+    def edited(self, step: str) -> StepDirectory | None:
+        """Another step, if a person changed its rows."""
+        directory = self._directories[step]
+        return directory if directory.is_edited() else None
+
     def has(self, step: str) -> bool:
         """Whether another step has ended."""
         return bool(self._directories[step].facts())

@@ -161,7 +161,7 @@ class Rubrics:
             require_whole(reply)
             answer, mended = structured.read(reply.text or "", RubricAnswer)
             stage.writer.counts["mended_json"] += mended
-            made = {"criteria": answer.criteria.strip(), "score_descriptions": answer.score_descriptions.model_dump()}
+            made = rubric_of(answer)
             texts = list(map(plain, _texts(made)))
             if not all(texts):
                 raise Rejected("empty")
@@ -206,6 +206,11 @@ class Rubrics:
                 shown = _examples(stage, prompt.examples, section.examples, f"{row['id']}-{number}")
                 values = {name: preference[name] for name in ("preference", "description")}
                 yield Item(f"{row['id']}-{number}", prompt.fill(**values, examples=shown), about=(row["id"], number))
+
+
+def rubric_of(answer: RubricAnswer) -> dict[str, Any]:
+    """The columns of a rubric."""
+    return {"criteria": answer.criteria.strip(), "score_descriptions": answer.score_descriptions.model_dump()}
 
 
 def _texts(rubric: dict[str, Any]) -> list[str]:

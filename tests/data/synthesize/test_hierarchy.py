@@ -67,7 +67,8 @@ def test_seeds_that_are_near_duplicates_stay_and_a_note_names_both(tmp_path):
     assert names == [rows[at]["preference"] for at in (0, 1, 3, 4)] and dropped == {"seed_repeated": 1}
     at = f"{tmp_path}/seed.json"
     assert notes == [
-        f"seeds with the name of another in their subdimension are dropped (1): {at}:3 'No Moralising!' is {at}:1 'No moralising'",
+        "seeds with the name of another in their subdimension are dropped (1): "
+        f"{at}:3 'No Moralising!' is {at}:1 'No moralising'",
         f"seeds that are near-duplicates are kept (2): {at}:2 'no moralizing' is like {at}:1 'No moralising'; "
         f"{at}:5 'Free of any moral talk at' is like {at}:4 'Free of any moral talk at all'",
     ]

@@ -127,6 +127,28 @@ def test_steps_alone_need_those_before_them(tmp_path):
             made(tmp_path, server, systems={"temperature": 0.5}).run("systems")
 
 
+@pytest.mark.parametrize(
+    ("step", "column", "file"),
+    [("systems", "system", "collection"), ("responses", "output", "collection"), ("rubrics", "criteria", "bench")],
+)
+def test_provenance_marks_texts_that_a_person_edited(tmp_path, step, column, file):
+    def edited():
+        lines = [*map(json.loads, (tmp_path / f"out/provenance/{file}.jsonl").read_text().splitlines())]
+        parts = [(line["id"], one) for line in lines for one in (line["system"], line["response"])]
+        parts += [(line["id"], one) for line in lines for one in line.get("rubrics", ())]
+        return [(id_, one["model"]) for id_, one in parts if one.get("edited")]
+
+    with serving(answer) as server:
+        assert made(tmp_path, server).run() and not edited()
+        published = {json.loads(line)["id"] for line in (tmp_path / f"out/provenance/{file}.jsonl").open()}
+        ours = rows(tmp_path, step)
+        changed, other = [row for row in ours if row["id"] in published][:2]
+        changed[column] += " More."
+        other["extra"] = "the text stays"
+        (tmp_path / f"out/steps/{step}/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ours))
+        assert made(tmp_path, server).run() and edited() == [(changed["id"], "scripted")]
+
+
 def faulty(body, count):
     """Each request meets another fault first, and then comes right; some answers are no answers."""
     if count == 0:
