@@ -16,7 +16,7 @@ from typing import Any
 from janus_jax.data.schema import PREFERENCE_KEYS
 from janus_jax.data.synthesize import gates, structured
 from janus_jax.data.synthesize.asking import Rejected
-from janus_jax.data.synthesize.files import digest_of
+from janus_jax.data.synthesize.files import INCOMPLETE, digest_of
 from janus_jax.data.synthesize.stage import Stage
 from janus_jax.data.synthesize.texts import SCORES, RubricAnswer, bench_ids, limited, rubric_of
 from janus_jax.errors import DataError
@@ -100,7 +100,7 @@ class Collection:
                 continue
             complete = [pair for pair in complete if pair[0]["id"] not in unusual]
             if len(complete) < wanted and (stage.config.collection.incomplete == "drop" or not complete):
-                writer.drop("incomplete", instruction=one, rows=len(complete))
+                writer.drop(INCOMPLETE, instruction=one, rows=len(complete))
                 continue
             instruction = instructions[one]
             for row, answered in complete:

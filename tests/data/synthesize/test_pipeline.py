@@ -14,7 +14,7 @@ from janus_jax.data.build.derive import derive_pairs
 from janus_jax.data.build.readers import read_records
 from janus_jax.data.synthesize.collection import BENCH, COLLECTION
 from janus_jax.data.synthesize.config import load_synthesis
-from janus_jax.data.synthesize.files import shuffled
+from janus_jax.data.synthesize.files import shuffled, summary
 from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench.rows import read_bench
@@ -184,6 +184,9 @@ def test_responses_that_ignore_the_system_message_are_dropped_with_their_instruc
     responses = facts(tmp_path, "responses")
     assert responses["dropped"] == {"alike": 2} and responses["rejected"] == {"alike": 2 * 4}
     assert facts(tmp_path, "collection")["dropped"] == {"incomplete": 1}
+    assert summary("collection", facts(tmp_path, "collection")) == (
+        "collection: 15 rows; dropped: 1 instruction (3 rows) incomplete"
+    )
     records = read_records(tmp_path / "out/collection/train.parquet", "sft")
     assert {record.prompt for record in records} == set(QUESTIONS[1:])
     assert not (tmp_path / "out/bench/train.parquet").exists()
