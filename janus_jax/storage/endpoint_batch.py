@@ -43,10 +43,8 @@ class BatchEndpoint(Endpoint):
         self._touched: set[str] = set()  # files of requests that answers were taken to
         self.written: list[Path] = []
         """Files of this process."""
-        self.older: set[str] = set()
-        """Names of older files with requests that were asked for and have no answer."""
-        self.waiting = 0
-        """Requests that were asked for and have no answer: those of older files, and those written now."""
+        self.waits: Counter[str] = Counter()
+        """By name of the file, older or written now: requests that were asked for and have no answer."""
         for path in sorted(directory.glob("requests-*.jsonl"), key=lambda path: _number(path.name)):
             for custom_id, request in _requests(path):
                 self._sent[request.key] = request
@@ -54,6 +52,11 @@ class BatchEndpoint(Endpoint):
         for key, sent in self._sent.items():
             if self._outstanding(key):
                 self._account.reserve(sent, 1)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that were asked for and have no answer."""
+        return self.waits.total()
 
     @property
     def outstanding(self) -> int:
@@ -80,9 +83,7 @@ class BatchEndpoint(Endpoint):
                     raise self._poor(request)
                 self._write(request)
                 self._account.reserve(request, 1)
-            elif self._last[request.key][0] != self._name:
-                self.older.add(self._last[request.key][0])
-            self.waiting += 1
+            self.waits[self._last[request.key][0]] += 1
             yield from _waiting(request)
 
     def _write(self, request: Request) -> None:

@@ -71,8 +71,8 @@ class Outcome:
         """Where the accepted answer comes from.
 
         Args:
-            prompts, repair: digests of the prompt, empty without a file, and of that of notes. Rows name the first if it
-                is not empty, and the second if their request had a note.
+            prompts, repair: digests of the prompt, empty without a file, and of that of notes. Rows name the first if
+                it is not empty, and the second if their request had a note.
         """
         assert self.reply is not None
         sample = self.reply.sample

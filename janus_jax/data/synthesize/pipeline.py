@@ -293,8 +293,8 @@ class Synthesis:
             raise ConfigError(f"{path}: was edited, and the step would be made again; move it away first")
 
     def _tell_of_batches(self, step: Step, stage: Stage) -> None:
-        batch, (waiting, written, older) = self.directories[step.name].batch, stage.batch_files
-        if not waiting:
+        batch, (waits, written) = self.directories[step.name].batch, stage.batch_files
+        if not waits:
             return
         for path in written:
             self._tell(f"wrote {path}")
@@ -302,8 +302,10 @@ class Synthesis:
             f"send {', '.join(path.name for path in written)} to the batch API, then" if written else "when they come,"
         )
         run = f"run --batch --step {step.name} --answers FILE"
-        self._tell(f"{step.name}: {counted(waiting, 'answer')} to come; {send} {run}")
-        if older:
+        where = ", ".join(f"{number:,} of {name}" for name, number in waits.items())
+        several = f" ({where})" if len(waits) > 1 else ""
+        self._tell(f"{step.name}: {counted(sum(waits.values()), 'answer')} to come{several}; {send} {run}")
+        if older := sorted(waits.keys() - {path.name for path in written}):
             self._tell(f"already written, waiting for answers: {', '.join(str(batch / name) for name in older)}")
 
     def _take(self, step: Step, paths: Sequence[Path]) -> None:

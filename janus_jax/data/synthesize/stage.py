@@ -282,11 +282,11 @@ class Stage:
         return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
     @property
-    def batch_files(self) -> tuple[int, list[Path], list[str]]:
-        """Answers to come to batch files, those of this process, and names of older ones that it waits for too."""
+    def batch_files(self) -> tuple[dict[str, int], list[Path]]:
+        """Answers to come by the name of their batch file, and the files of this process."""
         if not isinstance(self._endpoint, BatchEndpoint):
-            return 0, [], []
-        return self._endpoint.waiting, self._endpoint.written, sorted(self._endpoint.older)
+            return {}, []
+        return dict(sorted(self._endpoint.waits.items())), self._endpoint.written
 
 
 def require_whole(reply: Any) -> None:

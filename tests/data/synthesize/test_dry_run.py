@@ -93,10 +93,13 @@ def test_it_counts_further_requests_of_a_batch(tmp_path):
     answers = batch_answers(tmp_path, "systems", tmp_path / "answers.jsonl", short=short)
     with answers.open() as lines:
         answers.with_name("part.jsonl").write_text("".join(list(lines)[:12]))
-    assert not Synthesis(config, batch=True).run("systems", [answers.with_name("part.jsonl")])
+    notes = []
+    assert not Synthesis(config, batch=True, tell=notes.append).run("systems", [answers.with_name("part.jsonl")])
     (systems,) = (one for one in Synthesis(config).estimate() if one.step == "systems")
     further = len((batch / "requests-002.jsonl").read_text().splitlines())
     assert further and (systems.requests, systems.in_journal) == (6 + further, 12)
+    where = f"{6 + further} answers to come (6 of requests-001.jsonl, {further} of requests-002.jsonl)"
+    assert any(f"systems: {where}; send requests-002.jsonl to" in line for line in notes), notes
 
 
 def test_it_keeps_the_sets_that_were_drawn_when_instructions_come_later(tmp_path):
