@@ -19,7 +19,8 @@ _OF_ONE = {"hold": "holds", "have": "has"}
 _OF_TEMPLATES = (mark for template in TEMPLATES.values() for mark in template.marks)
 _OF_OTHERS = (r"<\|[A-Za-z_]{2,30}\|>", r"<\uff5c[^<>\uff5c]{2,30}\uff5c>", "<(?:<SYS>|start_of_turn|end_of_turn)>")
 _MARKS = re.compile("|".join((*map(re.escape, sorted(set(_OF_TEMPLATES))), *_OF_OTHERS)))
-_CONTROL = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f]")
+CONTROL = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f]")
+"""Control characters, but for tab and line breaks."""
 _STARTS, _ENDS = ("<s>", "<bos>"), ("</s>", "<eos>")
 
 
@@ -35,7 +36,7 @@ def notes_of(record: Record) -> list[str]:
     notes = {
         "template_marks": any(map(holds_marks, texts)),
         "negative_margin": (record.margin or 0) < 0,
-        "control_characters": any(map(_CONTROL.search, texts)),
+        "control_characters": any(map(CONTROL.search, texts)),
     }
     return [note for note, applies in notes.items() if applies]
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from janus_jax.errors import DataError
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_requests import Reply, Request, Sent, replies
+from janus_jax.storage.endpoint_requests import BYTES_A_TOKEN, Estimate, Reply, Request, Sent, replies
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 190 << 20
 """Of one file; OpenAI takes at most 50,000 requests and 200 MB."""
@@ -43,10 +43,8 @@ class BatchEndpoint(Endpoint):
         self._touched: set[str] = set()  # files of requests that answers were taken to
         self.written: list[Path] = []
         """Files of this process."""
-        self.older: set[str] = set()
-        """Names of older files with requests that were asked for and have no answer."""
-        self.waiting = 0
-        """Requests that were asked for and have no answer: those of older files, and those written now."""
+        self.waits: Counter[str] = Counter()
+        """By name of the file, older or written now: requests that were asked for and have no answer."""
         for path in sorted(directory.glob("requests-*.jsonl"), key=lambda path: _number(path.name)):
             for custom_id, request in _requests(path):
                 self._sent[request.key] = request
@@ -54,6 +52,11 @@ class BatchEndpoint(Endpoint):
         for key, sent in self._sent.items():
             if self._outstanding(key):
                 self._account.reserve(sent, 1)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that were asked for and have no answer."""
+        return self.waits.total()
 
     @property
     def outstanding(self) -> int:
@@ -80,9 +83,7 @@ class BatchEndpoint(Endpoint):
                     raise self._poor(request)
                 self._write(request)
                 self._account.reserve(request, 1)
-            elif self._last[request.key][0] != self._name:
-                self.older.add(self._last[request.key][0])
-            self.waiting += 1
+            self.waits[self._last[request.key][0]] += 1
             yield from _waiting(request)
 
     def _write(self, request: Request) -> None:
@@ -122,6 +123,15 @@ class BatchEndpoint(Endpoint):
             self._finish()
         super().close()
 
+    def known(self, path: Path) -> tuple[int, int]:
+        """How many answers a file has, and how many of them are to requests in the files of this directory.
+
+        Raises:
+            DataError: FILE:LINE is no answer of a batch.
+        """
+        counts = Counter(_key_of(custom_id) in self._sent for custom_id, *_ in _answers(path))
+        return counts.total(), counts[True]
+
     def take(self, path: Path) -> Counter[str]:
         """Writes the answers of a file into the journal. One that is there already is not counted as paid again.
 
@@ -133,23 +143,9 @@ class BatchEndpoint(Endpoint):
             How many were `answered`, `failed`, `repeated`, and `without_request` in the files of this directory.
 
         Raises:
-            DataError: FILE:LINE is no answer of a batch.
+            DataError: FILE:LINE is no answer of a batch. The lines before it count; `known` looks at all lines first.
         """
-        counts: Counter[str] = Counter()
-        with os_errors(path), path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    answer = json.loads(line)
-                    custom_id, response = answer["custom_id"], answer.get("response") or {}
-                    status, body = response.get("status_code", 200), response.get("body")
-                    failure = answer.get("error") or (body if status != 200 else None)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    what = "is no answer of a batch; allowed: objects with custom_id and response, or error"
-                    raise DataError(f"{path}:{number}", what) from error
-                counts[self._take_one(custom_id, status, body, failure)] += 1
-        return counts
+        return Counter(self._take_one(*answer) for answer in _answers(path))
 
     def missing(self) -> dict[str, int]:
         """For each file of requests that answers were taken to, how many of its requests have none, if any."""
@@ -187,14 +183,27 @@ class JournalEndpoint(Endpoint):
 
     def __init__(self, base_url: str, model: str, **options: Any):
         super().__init__(base_url, model, **{**options, "key_variable": None})
-        self.answered = 0
-        """Requests."""
+        self._answered = self._prompt = self._most = 0
+        self._left: set[bytes] = set()  # keys of the requests that would be sent
+
+    def counts(self) -> Estimate:
+        """Of the requests since the last call; of those without an answer, equal ones count once."""
+        made = Estimate(len(self._left), self._answered, self._prompt, None, None, self._most)
+        self._answered = self._prompt = self._most = 0
+        self._left.clear()
+        return made
 
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         while (request := following()) is not None:
-            record = self._known(request)
-            self.answered += record is not None
-            yield from _waiting(request) if record is None else replies(request, record)
+            if (record := self._known(request)) is not None:
+                self._answered += 1
+                yield from replies(request, record)
+                continue
+            if (key := bytes.fromhex(request.key)) not in self._left:
+                self._left.add(key)
+                self._prompt -= -request.prompt_bytes // BYTES_A_TOKEN
+                self._most += request.most_prompt
+            yield from _waiting(request)
 
 
 def _waiting(request: Request) -> Iterator[Reply]:
@@ -226,6 +235,23 @@ def _has_text(body: Any) -> bool:
         return isinstance(body["choices"][0]["message"]["content"], str)
     except (KeyError, IndexError, TypeError):
         return False
+
+
+def _answers(path: Path) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """(custom_id, status, body, failure) of each answer in a file of a batch API."""
+    with os_errors(path), path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                answer = json.loads(line)
+                custom_id, response = answer["custom_id"], answer.get("response") or {}
+                status, body = response.get("status_code", 200), response.get("body")
+                failure = answer.get("error") or (body if status != 200 else None)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                what = "is no answer of a batch; allowed: objects with custom_id and response, or error"
+                raise DataError(f"{path}:{number}", what) from error
+            yield custom_id, status, body, failure
 
 
 def _failed(directory: Path) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,23 @@ def replies(folder: Path) -> list[dict[str, Any]]:
     """The records of all journals."""
     journals = (folder / "out/steps").glob("*/replies.jsonl")
     return [json.loads(line) for path in journals for line in path.read_text().splitlines()[1:]]
+
+
+def batch_answers(
+    folder: Path, step: str, path: Path, *, broken: Container[int] = (), short: Container[int] = ()
+) -> Path:
+    """Answers to all request files of a step, as a provider returns them. Some failed, and some are too short."""
+    lines: list[str] = []
+    for file in sorted((folder / "out/steps" / step / "batch").glob("requests-*.jsonl")):
+        for line in file.read_text().splitlines():
+            request = json.loads(line)
+            body = said("Hi." if len(lines) in short else reply(request["body"]), prompt=50, completion=20).body
+            response, error = {"status_code": 200, "body": body}, None
+            if len(lines) in broken:
+                response, error = None, {"code": "batch_expired", "message": "too late"}
+            lines.append(json.dumps({"custom_id": request["custom_id"], "response": response, "error": error}) + "\n")
+    path.write_text("".join([*lines, lines[0]]))  # one comes twice
+    return path
 
 
 def started(config: Path) -> subprocess.Popen[str]:

@@ -71,13 +71,14 @@ class Outcome:
         """Where the accepted answer comes from.
 
         Args:
-            prompts, repair: digests of the prompt, and of that of notes. Rows name the second if their request had one.
+            prompts, repair: digests of the prompt, empty without a file, and of that of notes. Rows name the first if
+                it is not empty, and the second if their request had a note.
         """
         assert self.reply is not None
         sample = self.reply.sample
         return {
             "model": self.reply.model,
-            "prompts": prompts,
+            **({"prompts": prompts} if prompts else {}),
             "time": self.reply.time,
             "seed": None if seed is None else seed + sample,
             "answer": sample + 1,

@@ -79,16 +79,17 @@ def settings(stage: Stage) -> dict[str, Any]:
 def estimate(stage: Stage) -> None:
     """Plans the requests that the counts need after the answers of the journal, if no answer is wasted."""
     section = stage.config.hierarchy
-    parents, subdimensions = _grown(stage, read_seeds(section.seeds, section.alike, Counter()))
-    stage.plan_answered()
-    stage.writer.discard()
+    parents, subdimensions = _grown(stage, read_seeds(section.seeds, section.alike, Counter(), stage.note))
+    stage.plan_asked(section, left=False)
     left = [one for one in (*parents, *subdimensions) if one.missing and one.waits]
     new = sum(parent.missing for parent in parents if parent.waits)
     per = section.at_a_time
     times = sum(-(-one.missing // per) for one in left)
     times += new * -(-section.preferences // per)
     stage.plan(section, [_request(stage, one) for one in left[:CHUNK]], times)
-    stage.plan(section, _to_describe(stage, subdimensions))
+    _describe(stage, subdimensions)
+    stage.plan_asked(section)
+    stage.writer.discard()
 
 
 def seed_alone(stage: Stage) -> None:
@@ -105,7 +106,7 @@ def seed_alone(stage: Stage) -> None:
 
 def run(stage: Stage) -> None:
     section, writer = stage.config.hierarchy, stage.writer
-    parents, leaves = _grown(stage, read_seeds(section.seeds, section.alike, writer.dropped))
+    parents, leaves = _grown(stage, read_seeds(section.seeds, section.alike, writer.dropped, stage.note))
     _describe(stage, leaves)
     if stage.waiting:
         return

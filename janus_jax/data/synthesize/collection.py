@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.schema import PREFERENCE_KEYS
-from janus_jax.data.synthesize import gates
+from janus_jax.data.synthesize import gates, structured
+from janus_jax.data.synthesize.asking import Rejected
+from janus_jax.data.synthesize.files import INCOMPLETE, digest_of
 from janus_jax.data.synthesize.stage import Stage
-from janus_jax.data.synthesize.texts import SCORES, bench_ids, limited
+from janus_jax.data.synthesize.texts import SCORES, RubricAnswer, bench_ids, limited, rubric_of
 from janus_jax.errors import DataError
 from janus_jax.storage.bucket import os_errors
 
@@ -86,6 +88,7 @@ class Collection:
         responses, response = stage.rows("responses"), None
         wanted, writer, chosen = stage.config.sets.per_instruction, stage.writer, limited(stage)
         unusual = _outliers(stage)
+        origins = {name: _Origins(stage, name) for name in ("systems", "responses", "rubrics")}
         for one, group in itertools.groupby(stage.rows("systems"), key=lambda row: row["instruction"]):
             complete = []
             for row in group:
@@ -97,12 +100,13 @@ class Collection:
                 continue
             complete = [pair for pair in complete if pair[0]["id"] not in unusual]
             if len(complete) < wanted and (stage.config.collection.incomplete == "drop" or not complete):
-                writer.drop("incomplete", instruction=one, rows=len(complete))
+                writer.drop(INCOMPLETE, instruction=one, rows=len(complete))
                 continue
             instruction = instructions[one]
             for row, answered in complete:
                 origin = {"id": row["id"], "instruction": one, "place": instruction["place"]}
-                origin |= {"system": row["provenance"], "response": answered["provenance"]}
+                origin |= {"system": origins["systems"].of(row, row["system"])}
+                origin |= {"response": origins["responses"].of(answered, answered["output"])}
                 shared = {"preference_set": row["preferences"], "system": row["system"]}
                 shared |= {"prompt": instruction["prompt"]}
                 sources = {name: instruction[name] for name in ("main_source", "original_source")}
@@ -117,10 +121,39 @@ class Collection:
                 made = [{name: rubric[name] for name in ("criteria", "score_descriptions")} for rubric in ordered]
                 source = sources["original_source"] or sources["main_source"]
                 bench = {"source": source, **shared, "reference_answer": answered["output"], "rubrics": made}
-                yield True, bench, {**origin, "rubrics": [rubric["provenance"] for rubric in ordered]}
+                of_rubrics = [origins["rubrics"].of(*pair) for pair in zip(ordered, made, strict=True)]
+                yield True, bench, {**origin, "rubrics": of_rubrics}
         left = sum(1 for _ in responses) + (response is not None)
         if left:
             raise DataError("responses", f"{left} rows are of no system message, or in another order than those")
+
+
+class _Origins:
+    """The provenance of a step's rows, with `edited` where a person changed what the model had answered."""
+
+    def __init__(self, stage: Stage, step: str):
+        self._answers: set[str] | None = None
+        if (directory := stage.edited(step)) is None:
+            return
+        if not directory.journal.exists():
+            stage.note(f"{step}: rows were edited, and no journal tells which: provenance marks none")
+            return
+        self._answers = set()
+        for record in directory.answers():
+            value: Any = record["text"].strip()
+            if step == "rubrics":
+                try:
+                    value = rubric_of(structured.read(record["text"], RubricAnswer)[0])
+                except Rejected:
+                    continue
+            self._answers.add(digest_of([value, record.get("time", 0), record.get("model", "")]))
+
+    def of(self, row: dict[str, Any], value: Any) -> dict[str, Any]:
+        """Args: value: what was read from the answer."""
+        origin = row.get("provenance", {})
+        if self._answers is None or digest_of([value, origin.get("time"), origin.get("model")]) in self._answers:
+            return origin
+        return {**origin, "edited": True}
 
 
 def _outliers(stage: Stage) -> set[str]:

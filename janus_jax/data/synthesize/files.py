@@ -26,6 +26,8 @@ ROWS, DROPPED, STEP, JOURNAL, BATCH = "rows.jsonl", "dropped.jsonl", "step.json"
 FAILED = "dropped.failed.jsonl"
 UNANSWERED = "no_answer"
 """The reason of what is dropped because its request has no answer."""
+INCOMPLETE = "incomplete"
+"""The reason of an instruction that lacks a response."""
 _SHOWN = 3
 
 
@@ -95,6 +97,15 @@ class StepDirectory:
                 if row["reason"] == UNANSWERED:
                     reasons[str(row.get("detail"))] += 1
         return commonest(reasons)
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """The records of the journal that have a text."""
+        with os_errors(self.journal), self.journal.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # a killed process wrote half of it
+                    record = json.loads(line)
+                    if isinstance(record.get("text"), str):
+                        yield record
 
     def is_edited(self) -> bool:
         """Whether somebody changed the rows since the step wrote them."""
@@ -223,7 +234,15 @@ def commonest(reasons: Counter[str]) -> str:
 def summary(name: str, value: Mapping[str, Any]) -> str:
     """What a step made and left out, from its step.json."""
     read = value["counts"].get("read")
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in value["dropped"].items())
+    per_instruction = value.get("settings", {}).get(
+        "per_instruction", 1
+    )  # rows; the collection drops whole instructions
+    lost = ", ".join(
+        f"{counted(count, 'instruction')} ({counted(count * per_instruction, 'row')}) {reason}"
+        if reason == INCOMPLETE
+        else f"{count:,} {reason}"
+        for reason, count in value["dropped"].items()
+    )
     rows = counted(value["counts"].get("rows", 0), "row") + (f" of {counted(read, 'record')}" if read else "")
     return f"{name}: {rows}" + (f"; dropped: {lost}" if lost else "")
 

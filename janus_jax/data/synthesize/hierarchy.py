@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ from janus_jax.text.rouge import rouge_l, words
 _NODE = ("id", "label", "parent", "value", "description")
 _LONGEST = 2000
 """Characters of a description."""
+_SHOWN = 5
+"""Seeds that a note names."""
 
 
 class Preference(NamedTuple):
@@ -70,20 +72,28 @@ class Names:
     """
 
     def __init__(self, alike: float):
-        self._alike, self._plain, self._words = alike, set(), []
+        self._alike = alike
+        self._places: dict[str, str] = {}  # by plain text
+        self._words: list[tuple[list[str], str]] = []  # with places
 
     def like(self, value: str) -> str:
         """`repeated`, `alike`, or nothing if the text is new. Adds nothing."""
-        if plain(value) in self._plain:
-            return "repeated"
-        own = words(value)
-        if any(rouge_l(other, own) >= self._alike for other in self._words):
-            return "alike"
-        return ""
+        return self.like_which(value)[0]
 
-    def add(self, value: str) -> None:
-        self._plain.add(plain(value))
-        self._words.append(words(value))
+    def like_which(self, value: str) -> tuple[str, str]:
+        """As `like`, and the place of the text that it is like."""
+        if (place := self.same(value)) is not None:
+            return "repeated", place
+        own = words(value)
+        return next((("alike", place) for other, place in self._words if rouge_l(other, own) >= self._alike), ("", ""))
+
+    def same(self, value: str) -> str | None:
+        """The place of a text that is the same but for case, punctuation and spaces."""
+        return self._places.get(plain(value))
+
+    def add(self, value: str, place: str = "") -> None:
+        self._places.setdefault(plain(value), place)
+        self._words.append((words(value), place))
 
 
 def plain(value: str) -> str:
@@ -96,18 +106,22 @@ def stored(dimension: str) -> str:
     return re.sub(r"[\s-]+", "_", dimension.strip().casefold())
 
 
-def read_seeds(sources: Iterable[str], alike: float, dropped: Counter[str]) -> Hierarchy:
+def read_seeds(
+    sources: Iterable[str], alike: float, dropped: Counter[str], note: Callable[[str], None] | None = None
+) -> Hierarchy:
     """The hierarchy of all seeds. Preferences may lack a description (empty).
 
     Args:
         alike: as of `Names`.
-        dropped: counts what repeats another preference of its subdimension.
+        dropped: counts what has the name of another preference of its subdimension.
+        note: gets a line on such seeds, and on near-duplicates, which are kept; None: they are not looked for.
 
     Raises:
         DataError: a seed cannot be read or is empty, or names the place of an item that is no preference.
     """
     made = Hierarchy()
-    names: dict[tuple[str, str], Names] = {}
+    names: dict[tuple[str, str], tuple[Names, Names]] = {}
+    repeated, near = list[str](), list[str]()
     spelled: dict[str, str] = {}
     for source in sources:
         path, count = OWN / "assets" / "seed.json" if source == EMBEDDED else Path(source).expanduser(), 0
@@ -123,16 +137,32 @@ def read_seeds(sources: Iterable[str], alike: float, dropped: Counter[str]) -> H
             own = "/".join(map(plain, leaf[:2]))
             leaf = leaf._replace(subdimension=spelled.setdefault(own, leaf.subdimension))
             inner = made.dimensions.setdefault(leaf.dimension, {})
-            of_parent = names.setdefault(leaf[:2], Names(alike))
-            if leaf.preference and (reason := of_parent.like(leaf.preference)):
-                dropped[f"seed_{reason}"] += 1
+            kept = inner.setdefault(leaf.subdimension, [])
+            if not leaf.preference:
                 continue
-            inner.setdefault(leaf.subdimension, [])
-            if leaf.preference:
-                of_parent.add(leaf.preference)
-                inner[leaf.subdimension].append(leaf)
+            place = f"{source}:{number} {leaf.preference!r}"
+            own_names, described = names.setdefault(leaf[:2], (Names(alike), Names(alike)))
+            if (other := own_names.same(leaf.preference)) is not None:
+                dropped["seed_repeated"] += 1
+                repeated.append(f"{place} is {other}")
+                continue
+            if note is not None:
+                like = own_names.like_which(leaf.preference)[1]
+                like = like or (described.like_which(leaf.description)[1] if leaf.description else "")
+                near.extend([f"{place} is like {like}"] if like else [])
+            own_names.add(leaf.preference, place)
+            if leaf.description:
+                described.add(leaf.description, place)
+            kept.append(leaf)
         if not count:
             raise DataError(source, "is empty; at least one preference is needed")
+    for places, what in (
+        (repeated, "seeds with the name of another in their subdimension are dropped"),
+        (near, "seeds that are near-duplicates are kept"),
+    ):
+        if places and note is not None:
+            more = f"; {len(places) - _SHOWN:,} more" if len(places) > _SHOWN else ""
+            note(f"{what} ({len(places):,}): {'; '.join(places[:_SHOWN])}{more}")
     empty = [name for name, inner in made.dimensions.items() if not inner]
     if empty or not made.dimensions:
         what = f"dimension {empty[0]!r} has no subdimension" if empty else "no preference"

@@ -12,6 +12,7 @@ from janus_jax.data.build.readers import raw_records
 from janus_jax.data.build.sources import find_splits
 from janus_jax.data.columns import Columns, RecordError, alike, columns_of, filled, optional_text, text
 from janus_jax.data.messages import is_messages, read_conversation
+from janus_jax.data.notes import CONTROL
 from janus_jax.data.schema import ALIASES, name_of
 from janus_jax.data.synthesize import gates
 from janus_jax.data.synthesize.config import InstructionsSection, SourceSection
@@ -40,6 +41,8 @@ class Instruction(NamedTuple):
     original_source: str
     has_system: bool
     """A system message was taken off."""
+    has_marks: bool = False
+    """Marks of a chat template around it were taken off."""
 
 
 def settings(stage: Stage) -> dict[str, Any]:
@@ -93,6 +96,8 @@ class Look:
             raise RecordError("too_long", f"{size:,} characters")
         if markup := gates.MARKUP.search(text):
             raise RecordError("chat_markup", markup[0].strip())
+        if control := CONTROL.search(text):
+            raise RecordError("control_characters", f"U+{ord(control[0]):04X} at character {control.start() + 1:,}")
         if self.language == "en" and not is_english(text):
             raise RecordError("wrong_language", text[:40])
         if self.contamination.shared(text):
@@ -144,6 +149,8 @@ def _select(stage: Stage, of_sources: Iterable[Iterable[tuple[Looked, bool]]]) -
                 numbers.append(own)
             kept += 1
             writer.counts["system_messages_taken_off"] += one.has_system
+            if one.has_marks:
+                writer.counts["chat_marks_taken_off"] += 1
             writer.add(
                 {"id": own, "prompt": one.text, "main_source": one.main_source, "original_source": one.original_source}
                 | {"place": place}
@@ -185,7 +192,7 @@ def instruction_of(raw: Any, source: SourceSection, *, first: bool = False) -> I
     system, prompt = _texts(columns, first)
     if system and prompt.startswith(system):
         prompt = prompt[len(system) :]
-    bare = _USER_MARKS.sub("", _SYSTEM_BLOCK.sub("", prompt))
+    bare, marks = _USER_MARKS.subn("", _SYSTEM_BLOCK.sub("", prompt))
     has_system = bool(system) or bool(_SYSTEM_BLOCK.search(prompt))
     if not filled(bare):
         raise RecordError("empty_field", "the prompt has no text beside its system message")
@@ -193,7 +200,7 @@ def instruction_of(raw: Any, source: SourceSection, *, first: bool = False) -> I
     main, original = (" ".join(one.split()) for one in names)
     own = source.main_source or Path(source.path).name
     other = next((columns[name] for name in ("source", "dataset") if isinstance(columns.get(name), str)), "")
-    return Instruction(alike(bare), main or own, original or other, has_system)
+    return Instruction(alike(bare), main or own, original or other, has_system, marks > 0)
 
 
 def _texts(columns: Columns, first: bool) -> tuple[str, str]:

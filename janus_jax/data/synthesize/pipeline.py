@@ -166,8 +166,12 @@ class Synthesis:
                             self._endpoints.require_none_waits(step.name)
                     except ConfigError as error:
                         refused(error)
-                unfinished.add(step.name)
-                if step.name in UNLIMITED or not (is_current and self._is_valid(step)):
+                is_asked = only in (None, step.name) and step.section and step.name not in UNLIMITED
+                if is_asked:
+                    stage.writer.finish()  # what the answers of the journal make
+                if not is_asked or stage.planned.requests:
+                    unfinished.add(step.name)
+                if step.name in UNLIMITED or is_asked or not (is_current and self._is_valid(step)):
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
                 if step.name in UNLIMITED:
                     stage = self._stage(step, directories, scratch=Path(scratch))
@@ -196,7 +200,7 @@ class Synthesis:
 
         limit = None if step.name in UNLIMITED else self.limit
         more = {"tell": self._tell, "limit": limit, "dry": scratch is not None, **self._beam}
-        more["unfinished"] = unfinished
+        more |= {"unfinished": unfinished, "earlier": self.directories[step.name]}
         return Stage(self.config, dict(directories), step.name, opened=opened, **more)
 
     def _asked_for(self, step: Step) -> dict[str, Any]:
@@ -289,8 +293,8 @@ class Synthesis:
             raise ConfigError(f"{path}: was edited, and the step would be made again; move it away first")
 
     def _tell_of_batches(self, step: Step, stage: Stage) -> None:
-        batch, (waiting, written, older) = self.directories[step.name].batch, stage.batch_files
-        if not waiting:
+        batch, (waits, written) = self.directories[step.name].batch, stage.batch_files
+        if not waits:
             return
         for path in written:
             self._tell(f"wrote {path}")
@@ -298,22 +302,26 @@ class Synthesis:
             f"send {', '.join(path.name for path in written)} to the batch API, then" if written else "when they come,"
         )
         run = f"run --batch --step {step.name} --answers FILE"
-        self._tell(f"{step.name}: {counted(waiting, 'answer')} to come; {send} {run}")
-        if older:
+        where = ", ".join(f"{number:,} of {name}" for name, number in waits.items())
+        several = f" ({where})" if len(waits) > 1 else ""
+        self._tell(f"{step.name}: {counted(sum(waits.values()), 'answer')} to come{several}; {send} {run}")
+        if older := sorted(waits.keys() - {path.name for path in written}):
             self._tell(f"already written, waiting for answers: {', '.join(str(batch / name) for name in older)}")
 
     def _take(self, step: Step, paths: Sequence[Path]) -> None:
         """Takes the answers of a batch API.
 
         Raises:
-            DataError: a file has none, or none of this step; FILE:LINE is no answer.
+            DataError: a file has none, or none of this step; FILE:LINE is no answer. None was taken, of any file.
         """
         with self._endpoints.files(step.name) as endpoint:
+            for path in paths:  # all files are read before an answer counts
+                number, known = endpoint.known(path)
+                if not known:
+                    what = f"none of its {number:,} answers is to a request in {endpoint.directory}"
+                    raise DataError(f"--answers {path}", what if number else "is empty")
             for path in paths:
                 counts = endpoint.take(path)
-                if counts.total() == counts["without_request"]:
-                    what = f"none of its {counts.total():,} answers is to a request in {endpoint.directory}"
-                    raise DataError(f"--answers {path}", what if counts else "is empty")
                 numbers = (f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
                 self._tell(f"{path}: {', '.join(numbers)}")
             for name, number in endpoint.missing().items():

@@ -280,13 +280,13 @@ def _choose(
 def _kept(stage: Stage, hierarchy: Hierarchy, rules: Rules) -> dict[str, list[tuple[Preference, ...]]]:
     """Sets of an earlier draw with the same seed that still can be. Without step.json the seed counts as the same: a
     process may have been killed just before it wrote that, and texts for the sets are paid for."""
-    seed = stage.directory.facts().get("settings", {}).get("seed", stage.config.seed)
-    if seed != stage.config.seed or not stage.directory.digest():
+    seed = stage.earlier.facts().get("settings", {}).get("seed", stage.config.seed)
+    if seed != stage.config.seed or not stage.earlier.digest():
         return {}
     known = {one.key: one for one in hierarchy.preferences()}
     dimensions, sets = list(hierarchy.dimensions), dict[str, list[tuple[Preference, ...]]]()
     wrong = set()
-    for row in stage.directory.rows():
+    for row in stage.earlier.rows():
         read = (Preference(**one) for one in row["preferences"])
         chosen = tuple(known.get(one.key, one) if known.get(one.key) == one else one for one in read)  # one text each
         fits = [one.dimension for one in chosen] == dimensions and all(known.get(one.key) == one for one in chosen)

@@ -61,6 +61,7 @@ class Stage:
         processes: worker processes of the direct runner.
         dry: of a dry run; its files are removed at the end.
         unfinished: of a dry run: steps whose rows are not all there.
+        earlier: rows that an earlier run made; None: they are in the step's directory.
     """
 
     def __init__(
@@ -76,10 +77,12 @@ class Stage:
         processes: int = 1,
         dry: bool = False,
         unfinished: Container[str] = (),
+        earlier: StepDirectory | None = None,
     ):
         self.config, self.limit, self.tell = config, limit, tell
         self.runner, self.processes, self.dry, self.unfinished = runner, processes, dry, unfinished
         self.directory, self._directories = directories[name], directories
+        self.earlier = earlier or self.directory
         self.planned = Planned(name)
         self.waiting = self.unanswered = 0
         self.notes: list[str] = []
@@ -97,6 +100,11 @@ class Stage:
     def rows(self, step: str) -> Iterator[dict[str, Any]]:
         """The rows of another step."""
         return self._directories[step].rows()
+
+    def edited(self, step: str) -> StepDirectory | None:
+        """Another step, if a person changed its rows."""
+        directory = self._directories[step]
+        return directory if directory.is_edited() else None
 
     def has(self, step: str) -> bool:
         """Whether another step has ended."""
@@ -214,29 +222,30 @@ class Stage:
         modes = ("json_schema", "json_object", "none") if chosen == "auto" else (chosen,)
         return [structured.response_format(form, mode) for mode in modes]
 
-    def plan_answered(self) -> None:
-        """Adds the requests of `ask` that the journal answered: all that `ask` does in a dry run."""
-        if isinstance(self._endpoint, JournalEndpoint):
-            self.planned.in_journal += self._endpoint.answered
+    def plan_asked(self, section: AskSection, *, left: bool = True) -> None:
+        """Adds the requests of a dry run's `ask`: those that the journal answered, and those that would be sent.
 
-    def plan(
-        self,
-        section: AskSection,
-        items: Iterable[Item],
-        times: int | None = None,
-        form: type[structured.Answer] | None = None,
-    ) -> None:
-        """Adds to what the step would ask for.
+        Args:
+            left: also the second ones.
+        """
+        if isinstance(self._endpoint, JournalEndpoint):
+            asked = self._endpoint.counts()
+            self.planned.in_journal += asked.in_journal
+            if left:
+                self._add(section, asked.requests, asked.prompt_tokens, asked.most_prompt)
+
+    def plan(self, section: AskSection, items: Iterable[Item], times: int | None = None) -> None:
+        """Adds requests for texts that depend on others, which are not written yet, to what the step would ask for.
 
         Args:
             times: so many requests like the items; None: the items themselves.
         """
         endpoint = self._endpoint = self._endpoint or self._opened(section, self.directory)
         requests = in_journal = prompt = most = 0
-        options, *others = (self.options(section) | one for one in self._formats(section, form))
+        options = self.options(section)
         iterator = iter(items)
         while chunk := list(itertools.islice(iterator, CHUNK)):
-            estimate = endpoint.estimate([one.messages for one in chunk], others=others, **options)
+            estimate = endpoint.estimate([one.messages for one in chunk], **options)
             requests, in_journal = requests + estimate.requests, in_journal + estimate.in_journal
             prompt, most = prompt + estimate.prompt_tokens, most + estimate.most_prompt
         if times is not None:
@@ -244,10 +253,14 @@ class Stage:
             scale = times / requests if requests else 0.0
             prompt, most = round(prompt * scale), round(most * scale)
             requests, in_journal = times if scale else 0, 0
+        self.planned.in_journal += in_journal
+        self._add(section, requests, prompt, most)
+
+    def _add(self, section: AskSection, requests: int, prompt: int, most: int) -> None:
         answers = requests * min(section.max_tokens, EXPECTED[self.directory.name])
         longest = requests * section.max_tokens
         planned, prices = self.planned, self.config.endpoint_of(section).price()
-        planned.requests, planned.in_journal = planned.requests + requests, planned.in_journal + in_journal
+        planned.requests += requests
         planned.prompt_tokens += prompt
         planned.completion_tokens += answers
         planned.most_tokens += most + longest
@@ -269,11 +282,11 @@ class Stage:
         return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
     @property
-    def batch_files(self) -> tuple[int, list[Path], list[str]]:
-        """Answers to come to batch files, those of this process, and names of older ones that it waits for too."""
+    def batch_files(self) -> tuple[dict[str, int], list[Path]]:
+        """Answers to come by the name of their batch file, and the files of this process."""
         if not isinstance(self._endpoint, BatchEndpoint):
-            return 0, [], []
-        return self._endpoint.waiting, self._endpoint.written, sorted(self._endpoint.older)
+            return {}, []
+        return dict(sorted(self._endpoint.waits.items())), self._endpoint.written
 
 
 def require_whole(reply: Any) -> None:

@@ -38,7 +38,8 @@ class Systems:
         return _settings(stage, stage.config.systems, stage.prompt("system").digest)
 
     def estimate(self, stage: Stage) -> None:
-        stage.plan(stage.config.systems, self._items(stage))
+        self.run(stage)
+        stage.plan_asked(stage.config.systems)
 
     def run(self, stage: Stage) -> None:
         section, digest = stage.config.systems, stage.prompt("system").digest
@@ -86,7 +87,8 @@ class Responses:
         """Of system messages that are not written yet, by one of typical length."""
         section, written = stage.config.responses, set[str]()
         if stage.has("systems"):
-            stage.plan(section, self._items(stage))
+            self.run(stage)
+            stage.plan_asked(section)
             if "systems" not in stage.unfinished:
                 return
             written = {row["id"] for row in stage.rows("systems")}
@@ -141,7 +143,8 @@ class Rubrics:
 
     def estimate(self, stage: Stage) -> None:
         if stage.config.bench.instructions:
-            stage.plan(stage.config.bench, self._items(stage, self._answered(stage)), form=RubricAnswer)
+            self.run(stage)
+            stage.plan_asked(stage.config.bench)
 
     def run(self, stage: Stage) -> None:
         section, prompt = stage.config.bench, stage.prompt("rubric")
@@ -158,7 +161,7 @@ class Rubrics:
             require_whole(reply)
             answer, mended = structured.read(reply.text or "", RubricAnswer)
             stage.writer.counts["mended_json"] += mended
-            made = {"criteria": answer.criteria.strip(), "score_descriptions": answer.score_descriptions.model_dump()}
+            made = rubric_of(answer)
             texts = list(map(plain, _texts(made)))
             if not all(texts):
                 raise Rejected("empty")
@@ -203,6 +206,11 @@ class Rubrics:
                 shown = _examples(stage, prompt.examples, section.examples, f"{row['id']}-{number}")
                 values = {name: preference[name] for name in ("preference", "description")}
                 yield Item(f"{row['id']}-{number}", prompt.fill(**values, examples=shown), about=(row["id"], number))
+
+
+def rubric_of(answer: RubricAnswer) -> dict[str, Any]:
+    """The columns of a rubric."""
+    return {"criteria": answer.criteria.strip(), "score_descriptions": answer.score_descriptions.model_dump()}
 
 
 def _texts(rubric: dict[str, Any]) -> list[str]:

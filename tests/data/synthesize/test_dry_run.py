@@ -1,5 +1,7 @@
 """A dry run says what the run would do with the files that are there: journals, batch files, rows that were edited."""
 
+import json
+
 import pytest
 
 from janus_jax.data.synthesize import dry_run
@@ -8,7 +10,7 @@ from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.storage.endpoint_requests import BudgetError
 from tests.support.endpoint_server import serving
-from tests.support.synthesizing import answer, made, rows, write_config
+from tests.support.synthesizing import answer, batch_answers, made, rows, write_config
 
 pytest.importorskip("openai")
 pytest.importorskip("datasketch")
@@ -66,3 +68,45 @@ def test_it_counts_the_answers_of_a_hierarchy_that_was_stopped(tmp_path):
         assert sorted((tmp_path / "out").rglob("*")) == before and len(server.bodies) == paid
         assert made(tmp_path, server).run("hierarchy")
         assert len(server.bodies) == whole.requests and rows(tmp_path, "hierarchy")
+
+
+def test_it_counts_further_requests_for_answers_that_pass_no_more(tmp_path):
+    with serving(answer) as server:
+        assert made(tmp_path, server, responses={"asks": 2}).run()
+        sizes = sorted(len(row["output"]) for row in rows(tmp_path, "responses"))
+        stricter = {"responses": {"asks": 2, "min_chars": sizes[9]}, "budget": {"tokens": 5_000}}
+        refused, sent = sum(size < sizes[9] for size in sizes), len(server.bodies)
+        work = made(tmp_path, server, **stricter)
+        planned = {one.step: (one.requests, one.in_journal) for one in work.estimate()}
+        assert planned["responses"] == (refused, len(sizes)) and refused
+        assert any("budget.tokens = 5,000: the run will probably stop" in line for line in dry_run.lines(work))
+        assert len(server.bodies) == sent
+        assert made(tmp_path, server, responses=stricter["responses"]).run()
+        assert len(server.bodies) - sent == refused
+
+
+def test_it_counts_further_requests_of_a_batch(tmp_path):
+    small = {"hierarchy": {"subdimensions": 0, "preferences": 0}}
+    config = load_synthesis(write_config(tmp_path, "http://127.0.0.1:9/v1", systems={"asks": 2}, **small))
+    assert not Synthesis(config, batch=True).run()
+    batch, short = tmp_path / "out/steps/systems/batch", {1, 2, 5}
+    answers = batch_answers(tmp_path, "systems", tmp_path / "answers.jsonl", short=short)
+    with answers.open() as lines:
+        answers.with_name("part.jsonl").write_text("".join(list(lines)[:12]))
+    notes = []
+    assert not Synthesis(config, batch=True, tell=notes.append).run("systems", [answers.with_name("part.jsonl")])
+    (systems,) = (one for one in Synthesis(config).estimate() if one.step == "systems")
+    further = len((batch / "requests-002.jsonl").read_text().splitlines())
+    assert further and (systems.requests, systems.in_journal) == (6 + further, 12)
+    where = f"{6 + further} answers to come (6 of requests-001.jsonl, {further} of requests-002.jsonl)"
+    assert any(f"systems: {where}; send requests-002.jsonl to" in line for line in notes), notes
+
+
+def test_it_keeps_the_sets_that_were_drawn_when_instructions_come_later(tmp_path):
+    with serving(answer) as server:
+        assert made(tmp_path, server).run()
+        with (tmp_path / "questions.jsonl").open("a") as lines:
+            lines.write(json.dumps({"prompt": "Where do swallows spend the winter months, and why?"}) + "\n")
+        sent, planned = len(server.bodies), made(tmp_path, server).estimate()
+        assert made(tmp_path, server).run()
+        assert len(server.bodies) - sent == sum(one.requests for one in planned) == 6

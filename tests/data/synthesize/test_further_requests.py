@@ -42,7 +42,7 @@ def test_answers_that_do_not_pass_are_counted_and_asked_for_again(tmp_path):
     assert facts(tmp_path, "rubrics")["rejected"] == {"wrong_form": 12}
     assert facts(tmp_path, "responses")["counts"] == {"rows": 18} and not facts(tmp_path, "responses")["dropped"]
     assert rows(tmp_path, "responses")[0]["provenance"] | {"time": 0} == {
-        **{"model": "scripted", "prompts": "", "time": 0, "seed": 1, "answer": 2},
+        **{"model": "scripted", "time": 0, "seed": 1, "answer": 2},
         **{"repair": read_prompt("repair").digest, "repaired_gate": "truncated"},
     }
     published = json.loads((tmp_path / "out/provenance/bench.jsonl").read_text().splitlines()[0])

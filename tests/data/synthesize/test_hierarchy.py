@@ -52,6 +52,28 @@ def test_both_shapes_of_a_seed_are_read_and_repeats_are_counted(tmp_path):
     assert dropped == {"seed_repeated": 1}
 
 
+def test_seeds_that_are_near_duplicates_stay_and_a_note_names_both(tmp_path):
+    own = {"dimension": "harmlessness", "subdimension": "Caution"}
+    rows = [
+        {**own, "preference": "No moralising", "description": "The answer never lectures."},
+        {**own, "preference": "no moralizing", "description": "The answer never lectures"},
+        {**own, "preference": "No Moralising!", "description": "It is another."},
+        {**own, "preference": "Free of any moral talk at all"},
+        {**own, "preference": "Free of any moral talk at"},
+    ]
+    (tmp_path / "seed.json").write_text(json.dumps(rows))
+    seed = read_seeds([str(tmp_path / "seed.json")], 0.8, dropped := Counter(), (notes := []).append)
+    names = [one.preference for one in seed.preferences()]
+    assert names == [rows[at]["preference"] for at in (0, 1, 3, 4)] and dropped == {"seed_repeated": 1}
+    at = f"{tmp_path}/seed.json"
+    assert notes == [
+        "seeds with the name of another in their subdimension are dropped (1): "
+        f"{at}:3 'No Moralising!' is {at}:1 'No moralising'",
+        f"seeds that are near-duplicates are kept (2): {at}:2 'no moralizing' is like {at}:1 'No moralising'; "
+        f"{at}:5 'Free of any moral talk at' is like {at}:4 'Free of any moral talk at all'",
+    ]
+
+
 @pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of real rows")
 def test_the_published_preferences_are_a_seed():
     seed = read_seeds([os.path.join(os.environ["JANUS_REAL_DATA"], "multifaceted_preferences.json")], 0.8, Counter())

@@ -90,6 +90,9 @@ def test_what_is_dropped_is_counted_with_its_reason(tmp_path):
         "def f(x):\n    return x ** 2  # faster?",
         "What comes next<|eot_id|> in a text?",
         "short",
+        "Which rivers flow\0 north in Europe?",
+        "[INST] How do bees find their way home? [/INST]",
+        "<|im_start|>user\nWhat makes the leaves of trees turn red?<|im_end|>",
     ]
     source = tmp_path / "questions.jsonl"
     source.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts) + '{"prompt": \n')
@@ -102,9 +105,17 @@ def test_what_is_dropped_is_counted_with_its_reason(tmp_path):
     writer = SimpleNamespace(counts=Counter(), dropped=dropped, add=kept.append)
     writer.drop = lambda reason, **what: dropped.update([reason])
     instructions.run(SimpleNamespace(config=config, writer=writer, runner=None))
-    assert [row["prompt"] for row in kept] == [BREAD, near, prompts[9]]
+    assert [row["prompt"] for row in kept] == [
+        BREAD,
+        near,
+        prompts[9],
+        "How do bees find their way home?",
+        "What makes the leaves of trees turn red?",
+    ]
+    assert writer.counts["chat_marks_taken_off"] == 2 and not writer.counts["system_messages_taken_off"]
     assert dropped == {"duplicate": 1, "in_bench": 3, "near_duplicate": 1, "wrong_language": 2} | {
         "chat_markup": 1,
+        "control_characters": 1,
         "too_short": 1,
         "bad_json": 1,
     }

@@ -14,12 +14,23 @@ from janus_jax.data.build.derive import derive_pairs
 from janus_jax.data.build.readers import read_records
 from janus_jax.data.synthesize.collection import BENCH, COLLECTION
 from janus_jax.data.synthesize.config import load_synthesis
-from janus_jax.data.synthesize.files import shuffled
+from janus_jax.data.synthesize.files import shuffled, summary
 from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench.rows import read_bench
 from tests.support.endpoint_server import Answer, refused, said, serving
-from tests.support.synthesizing import QUESTIONS, answer, facts, made, replies, reply, rows, started, write_config
+from tests.support.synthesizing import (
+    QUESTIONS,
+    answer,
+    batch_answers,
+    facts,
+    made,
+    replies,
+    reply,
+    rows,
+    started,
+    write_config,
+)
 
 pytest.importorskip("openai")
 
@@ -116,6 +127,28 @@ def test_steps_alone_need_those_before_them(tmp_path):
             made(tmp_path, server, systems={"temperature": 0.5}).run("systems")
 
 
+@pytest.mark.parametrize(
+    ("step", "column", "file"),
+    [("systems", "system", "collection"), ("responses", "output", "collection"), ("rubrics", "criteria", "bench")],
+)
+def test_provenance_marks_texts_that_a_person_edited(tmp_path, step, column, file):
+    def edited():
+        lines = [*map(json.loads, (tmp_path / f"out/provenance/{file}.jsonl").read_text().splitlines())]
+        parts = [(line["id"], one) for line in lines for one in (line["system"], line["response"])]
+        parts += [(line["id"], one) for line in lines for one in line.get("rubrics", ())]
+        return [(id_, one["model"]) for id_, one in parts if one.get("edited")]
+
+    with serving(answer) as server:
+        assert made(tmp_path, server).run() and not edited()
+        published = {json.loads(line)["id"] for line in (tmp_path / f"out/provenance/{file}.jsonl").open()}
+        ours = rows(tmp_path, step)
+        changed, other = [row for row in ours if row["id"] in published][:2]
+        changed[column] += " More."
+        other["extra"] = "the text stays"
+        (tmp_path / f"out/steps/{step}/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ours))
+        assert made(tmp_path, server).run() and edited() == [(changed["id"], "scripted")]
+
+
 def faulty(body, count):
     """Each request meets another fault first, and then comes right; some answers are no answers."""
     if count == 0:
@@ -151,6 +184,9 @@ def test_responses_that_ignore_the_system_message_are_dropped_with_their_instruc
     responses = facts(tmp_path, "responses")
     assert responses["dropped"] == {"alike": 2} and responses["rejected"] == {"alike": 2 * 4}
     assert facts(tmp_path, "collection")["dropped"] == {"incomplete": 1}
+    assert summary("collection", facts(tmp_path, "collection")) == (
+        "collection: 15 rows; dropped: 1 instruction (3 rows) incomplete"
+    )
     records = read_records(tmp_path / "out/collection/train.parquet", "sft")
     assert {record.prompt for record in records} == set(QUESTIONS[1:])
     assert not (tmp_path / "out/bench/train.parquet").exists()
@@ -229,21 +265,6 @@ def test_a_budget_of_all_steps_ends_before_it_is_passed(tmp_path):
         number = len(server.bodies)
         assert made(tmp_path, server, budget={"tokens": 10_000_000}).run()
         assert len(server.bodies) == 78 and number < 78
-
-
-def batch_answers(folder, step, path, *, broken=()):
-    """Answers to all request files of a step, as a provider returns them."""
-    lines = []
-    for file in sorted((folder / "out/steps" / step / "batch").glob("requests-*.jsonl")):
-        for line in file.read_text().splitlines():
-            request = json.loads(line)
-            body = said(reply(request["body"]), prompt=50, completion=20).body
-            response, error = {"status_code": 200, "body": body}, None
-            if len(lines) in broken:
-                response, error = None, {"code": "batch_expired", "message": "too late"}
-            lines.append(json.dumps({"custom_id": request["custom_id"], "response": response, "error": error}) + "\n")
-    path.write_text("".join([*lines, lines[0]]))  # one comes twice
-    return path
 
 
 def test_a_batch_api_makes_what_requests_would(whole, tmp_path):

@@ -10,12 +10,26 @@ import time
 
 import pytest
 
+from janus_jax.data.synthesize.config import load_synthesis
 from janus_jax.data.synthesize.files import Lock
+from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.data.synthesize.prompts import read_prompt
 from janus_jax.errors import ConfigError, DataError, HeldError, StorageError
 from janus_jax.storage.pace import pause_after  # before a fixture replaces it
 from tests.support.endpoint_server import Answer, refused, said, serving
-from tests.support.synthesizing import KEY, QUESTIONS, answer, facts, made, replies, reply, rows, started, write_config
+from tests.support.synthesizing import (
+    KEY,
+    QUESTIONS,
+    answer,
+    batch_answers,
+    facts,
+    made,
+    replies,
+    reply,
+    rows,
+    started,
+    write_config,
+)
 
 pytest.importorskip("openai")
 
@@ -351,3 +365,18 @@ def test_a_synthesis_without_a_row_ends_with_a_report_of_what_was_left_out(tmp_p
     assert responses == {"what": "responses", "wanted": 18, "made": 0, "left_out": 18, "answers_refused": 72}
     assert "18 (100%)" in (tmp_path / "out/report.html").read_text()
     assert not (tmp_path / "out/collection/train.parquet").exists()
+
+
+def test_a_file_with_a_line_that_is_no_answer_is_refused_whole(tmp_path):
+    small, notes = {"hierarchy": {"subdimensions": 0, "preferences": 0}}, []
+    config = load_synthesis(write_config(tmp_path, "http://127.0.0.1:9/v1", **small))
+    assert not Synthesis(config, batch=True).run()
+    whole = batch_answers(tmp_path, "systems", tmp_path / "whole.jsonl")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(whole.read_text() + "garbage\n")
+    for files in ([bad], [whole, bad]):
+        with pytest.raises(DataError, match=r"bad\.jsonl:20: is no answer of a batch"):
+            Synthesis(config, batch=True).run("systems", files)
+        assert Synthesis(config).spent()[0] == 0
+    assert Synthesis(config, batch=True, tell=notes.append).run("systems", [whole])
+    assert any("18 answered, 1 repeated" in line for line in notes), notes
