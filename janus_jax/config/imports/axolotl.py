@@ -54,6 +54,7 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     if ledger.equal and objective in ("sft", "orpo") and not padded:  # their parts hold unequal numbers of tokens
         ledger.write("compat.token_mean", "per_microbatch")
     _intervals(ledger)
+    ledger.defects += [f"{one}: the tool stops" for one in _stops(ledger)]
     datasets(ledger, objective, name)
     detail = "not supported" if ledger.on("adapter") else "ignored"
     for key in [one for first in keys.LORA_DETAILS.split() for one in ledger.under(first)]:
@@ -101,6 +102,45 @@ def _objective(ledger: Ledger) -> str:
     ledger.carry("rl", "objective.name", OBJECTIVES[rl])
     ledger.judge("reward_model", "not needed", note="is off")
     return OBJECTIVES[rl]
+
+
+def _stops(ledger: Ledger) -> list[str]:
+    """What `utils/schemas/validation.py` of axolotl refuses of keys that have a meaning here."""
+
+    def on(key: str) -> bool:
+        return any(ledger.get(one) for one in ledger.under(key))
+
+    rl, size, types = (ledger.get(key) for key in ("rl", "val_set_size", "dpo_loss_type"))
+    saves, evaluates = ledger.get("save_strategy"), ledger.get("eval_strategy", ledger.get("evaluation_strategy"))
+    weights, counts = ledger.get("dpo_loss_weights"), on("eval_steps") or on("eval_strategy")
+    pairs = [*keys.EXCLUSIVE, *([("sample_packing", "rl")] if rl else ())]
+    parts = ("micro_batch_size", "gradient_accumulation_steps")
+    held_out = size == 0 and counts and not on("test_datasets") and evaluates != "no"
+    differ = isinstance(types, list) and isinstance(weights, list) and len(types) != len(weights)
+    stops = {
+        f"save_steps with save_strategy = {saves}": on("save_steps") and saves not in (None, False, "", "steps"),
+        f"eval_steps with eval_strategy = {evaluates}": on("eval_steps")
+        and evaluates not in (None, False, "", "steps"),
+        f"evals_per_epoch with eval_strategy = {evaluates}": on("evals_per_epoch")
+        and evaluates not in (None, False, "", "steps"),
+        "val_set_size = 0 with eval_steps or eval_strategy, and no test_datasets": held_out,
+        "sample_packing with eval_table_size: needs eval_sample_packing: false": on("sample_packing")
+        and on("eval_table_size")
+        and ledger.get("eval_sample_packing") is not False,
+        "batch_size: needs micro_batch_size or gradient_accumulation_steps": on("batch_size")
+        and not any(map(on, parts)),
+        "dpo_loss_weights: needs dpo_loss_type": rl == "dpo" and weights is not None and types is None,
+        "dpo_loss_type and dpo_loss_weights: not as many weights as losses": rl == "dpo" and differ,
+        "dpo_loss_type, dpo_loss_weights: for rl: dpo alone": rl != "dpo"
+        and (types is not None or weights is not None),
+        "warmup_ratio with rl: simpo: needs warmup_steps": rl == "simpo" and on("warmup_ratio"),
+        "activation_offloading: needs gradient_checkpointing": on("activation_offloading")
+        and not on("gradient_checkpointing"),
+        f"tensor_parallel_size with optimizer = {ledger.get('optimizer')}": ledger.get("optimizer") in keys.EIGHT_BITS
+        and ledger.whole("tensor_parallel_size", 1) > 1,
+    }
+    both = [f"{one} and {other} are both given" for one, other in pairs if on(one) and on(other)]
+    return both + [text for text, is_so in stops.items() if is_so]
 
 
 def _names(ledger: Ledger) -> None:
@@ -151,7 +191,7 @@ def _batch(ledger: Ledger, devices: int | None, length: int, pairs: bool) -> Non
 
 
 def _loss(ledger: Ledger, objective: str) -> None:
-    beta_keys = ("trl.beta", "rl_beta", "orpo_alpha")
+    beta_keys = ("trl.beta", "rl_beta", "dpo_beta", "orpo_alpha")
     used = next((key for key in beta_keys if ledger.given(key)), None)
     if objective in ("dpo", "orpo", "simpo"):
         value = float(ledger.number(used or "rl_beta", 0.1))
@@ -166,10 +206,6 @@ def _loss(ledger: Ledger, objective: str) -> None:
             if ledger.given(key) and objective not in ("sft", "rm"):
                 ledger.defects.append(f"{key}: ignored, {reason}")
             ledger.judge(key, "ignored", note=reason)
-    if ledger.given("dpo_beta"):
-        older = f"; older versions used it: then set objective.beta={shown(ledger.values['dpo_beta'])}"
-        ledger.defects.append(f"dpo_beta: {ledger.tool} ignores it{older if objective == 'dpo' else ''}")
-        ledger.judge("dpo_beta", "ignored", note="rl_beta is the key that sets beta")
     if objective == "dpo":
         dpo_loss(ledger, "dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing", ipo=ledger.get("rl") == "ipo")
     for key in ("dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing"):
@@ -264,6 +300,8 @@ def _rates(ledger: Ledger) -> None:
         ratio, note = 0.03, "the tool takes at most 100 steps and rounds down"
     elif steps == 1:
         steps, note = 2, "the tool takes 2 for 1"
+    if steps and ratio:
+        ledger.judge("warmup_ratio", "ignored", note="the tool takes one of the two; here warmup_steps counts")
     training_keys.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=steps, ratio=ratio, note=note)
     training_keys.length_of_run(ledger, "num_epochs", 1.0, "max_steps")
 
@@ -293,6 +331,8 @@ def _intervals(ledger: Ledger) -> None:
         number = ledger.number(key)
         if number and number >= 1:
             ledger.carry(key, ours, int(number))
+            if ledger.on(per_epoch):
+                ledger.judge(per_epoch, "ignored", note=f"the tool takes one of the two; here {key} counts")
         for other in (key, per_epoch):
             if ledger.on(other):
                 ledger.judge(

@@ -116,6 +116,16 @@ OF_OTHERS = (
 )
 """Keys of objectives, optimizers and modes that this recipe does not use."""
 
+EXCLUSIVE = (
+    ("warmup_steps", "warmup_ratio"),
+    ("save_steps", "saves_per_epoch"),
+    ("eval_steps", "evals_per_epoch"),
+    ("test_datasets", "val_set_size"),
+)
+"""Keys of which the tool takes one alone."""
+EIGHT_BITS = ("paged_adamw_8bit", "adamw_8bit", "adamw_bnb_8bit")
+"""Optimizers that the tool does not take with tensor parallelism."""
+
 MODELS = ("MistralForCausalLM", "LlamaForCausalLM", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
 TOKENIZERS = ("AutoTokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast")
 
