@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from janus_jax.config.imports import axolotl_keys as keys
-from janus_jax.config.imports import training_keys
+from janus_jax.config.imports import schedules, training_keys
 from janus_jax.config.imports.axolotl_data import datasets
 from janus_jax.config.imports.ledger import Ledger, shown
 from janus_jax.config.imports.training_keys import Batch
@@ -285,13 +285,12 @@ def _padding_counts(ledger: Ledger) -> bool:
 
 
 def _rates(ledger: Ledger) -> None:
-    rate = training_keys.learning(ledger, "learning_rate", 0.0)
+    rate = schedules.learning(ledger, "learning_rate", 0.0)
     more = {}
-    if ledger.given("cosine_min_lr_ratio"):
+    if ledger.given("cosine_min_lr_ratio") and ledger.get("lr_scheduler", "cosine") == "cosine":
         more["min_lr_ratio"] = ledger.number("cosine_min_lr_ratio")
-    name = training_keys.schedule(ledger, "lr_scheduler", "cosine", rate, kwargs_key="lr_scheduler_kwargs", more=more)
-    if name != "cosine" and more:
-        ledger.config["schedule"].pop("min_rate_ratio", None)
+    name = schedules.schedule(ledger, "lr_scheduler", "cosine", rate, kwargs_key="lr_scheduler_kwargs", more=more)
+    if name != "cosine":
         ledger.judge("cosine_min_lr_ratio", "ignored", note="of the schedule cosine alone")
     ledger.judge("cosine_min_lr_ratio", "kept", "schedule.min_rate_ratio")
     steps, ratio = ledger.whole("warmup_steps"), ledger.number("warmup_ratio", high=1)
@@ -302,8 +301,8 @@ def _rates(ledger: Ledger) -> None:
         steps, note = 2, "the tool takes 2 for 1"
     if steps and ratio:
         ledger.judge("warmup_ratio", "ignored", note="the tool takes one of the two; here warmup_steps counts")
-    training_keys.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=steps, ratio=ratio, note=note)
-    training_keys.length_of_run(ledger, "num_epochs", 1.0, "max_steps")
+    schedules.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=steps, ratio=ratio, note=note)
+    schedules.length_of_run(ledger, "num_epochs", 1.0, "max_steps")
 
 
 def _precision(ledger: Ledger) -> None:

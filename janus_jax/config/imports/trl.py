@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from janus_jax.config.imports import training_keys
+from janus_jax.config.imports import schedules, training_keys
 from janus_jax.config.imports import trl_keys as keys
 from janus_jax.config.imports.axolotl import dpo_loss
 from janus_jax.config.imports.ledger import Build, Ledger, shown
@@ -131,8 +131,8 @@ def _loss(ledger: Ledger, objective: str) -> None:
 
 
 def _rates(ledger: Ledger, objective: str) -> None:
-    rate = training_keys.learning(ledger, "learning_rate", _RATES[objective])
-    name = training_keys.schedule(ledger, "lr_scheduler_type", "linear", rate, kwargs_key="lr_scheduler_kwargs")
+    rate = schedules.learning(ledger, "learning_rate", _RATES[objective])
+    name = schedules.schedule(ledger, "lr_scheduler_type", "linear", rate, kwargs_key="lr_scheduler_kwargs")
     steps, ratio = ledger.number("warmup_steps"), ledger.number("warmup_ratio", high=1)
     if steps is not None and 0 < steps < 1:  # transformers 5
         ledger.write("schedule.warmup_steps", None)
@@ -141,10 +141,8 @@ def _rates(ledger: Ledger, objective: str) -> None:
     else:
         whole = None if steps is None else int(steps)
         use = None if whole else ratio
-        training_keys.warmup(
-            ledger, name, "warmup_steps", "warmup_ratio", steps=whole if use is None else None, ratio=use
-        )
-    training_keys.length_of_run(ledger, "num_train_epochs", 3.0, "max_steps")
+        schedules.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=whole if use is None else None, ratio=use)
+    schedules.length_of_run(ledger, "num_train_epochs", 3.0, "max_steps")
 
 
 def _precision(ledger: Ledger) -> None:

@@ -1,10 +1,12 @@
 """What TRL's keys become."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from janus_jax.errors import ConfigError
 from tests.support.recipes import imported, verdicts
@@ -64,6 +66,36 @@ def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path)
         section, name = key.split(".")
         assert report["config"].get(section, {}).get(name) == value, key
     assert not report["refused"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "defect", "ratio"),
+    [
+        ("cosine_with_min_lr", None, "needs either min_lr or min_lr_rate in lr_scheduler_kwargs", None),
+        ("cosine_with_min_lr", {"min_lr": 1e-7, "min_lr_rate": 0.1}, "needs either min_lr or min_lr_rate in", 0.1),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2}, "", 0.2),
+        ("cosine_with_min_lr", {"min_lr": 1e-7}, "", 0.1),
+        ("cosine", {"min_lr_rate": 0.2}, "this schedule has no min_lr_rate", 0.2),
+    ],
+)
+def test_lowest_rate_of_a_schedule(
+    name: str, kwargs: dict[str, float] | None, defect: str, ratio: float | None, tmp_path: Path
+) -> None:
+    from transformers import get_scheduler
+
+    keys = {"lr_scheduler_type": name, "lr_scheduler_kwargs": kwargs, "learning_rate": 1e-6}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1, objective="dpo")
+    assert report["config"]["schedule"].get("min_rate_ratio") == ratio
+    stops = [one for one in report["defects"] if one.startswith(f"lr_scheduler_type = {name}: ")]
+    assert [defect in one for one in stops] == [True] * bool(defect)
+    assert verdicts(report)["lr_scheduler_type"] == ("kept" if kwargs else "approximated")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-6)
+    with pytest.raises((TypeError, ValueError)) if defect else contextlib.nullcontext():
+        rates = get_scheduler(name, optimizer, 0, 10, kwargs)
+        for _ in range(10):
+            optimizer.step()
+            rates.step()
+        assert rates.get_last_lr() == [pytest.approx(1e-6 * (ratio or 0.0))]
 
 
 def test_one_key_that_sets_two_names_both(tmp_path: Path) -> None:
