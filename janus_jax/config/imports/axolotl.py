@@ -178,6 +178,8 @@ def _batch(ledger: Ledger, devices: int | None, length: int, pairs: bool) -> Non
     shards, copies = (ledger.whole(key, 1, low=1) for key in ("dp_shard_size", "dp_replicate_size"))
     fixed = shards > 1 and copies > 1  # otherwise the other one takes all devices that remain
     of_file = shards * copies * split if fixed else None
+    if of_file is not None:
+        ledger.name_devices(("dp_shard_size", "dp_replicate_size"), of_file, devices)
     batch = Batch(micro, accumulation, training_keys.replicas(ledger, devices, of_file, split))
     in_rows = ledger.on("sample_packing") and not pairs
     names = ("micro_batch_size", "gradient_accumulation_steps", "batch_size")

@@ -89,6 +89,8 @@ class Ledger:
         self.by_hand: list[str] = []
         self.builds: list[Build] = []
         self.commands: list[str] = []
+        self.devices: int | None = None
+        """Devices that the file names."""
 
     def given(self, key: str) -> bool:
         """Whether the file gives the key a value."""
@@ -183,6 +185,12 @@ class Ledger:
                 for key in self.under(name):
                     self.judge(key, "not needed", note=reason)
 
+    def name_devices(self, keys: Iterable[str], number: int, instead: int | None) -> None:
+        """The verdict on keys that name the devices, and these. `instead`: of the command line, which counts first."""
+        self.devices = number
+        for key in keys:
+            self.judge(key, *devices_row(number, instead))
+
     def unsupported(self, groups: Mapping[str, str], neutral: Mapping[str, Callable[[Any], bool]]) -> None:
         """Reason -> keys that change the result if they are on; `neutral` says which other values are off."""
         for reason, names in groups.items():
@@ -209,6 +217,13 @@ class Ledger:
     def refused(self) -> list[Row]:
         """The keys for which an import fails."""
         return [row for row in self.rows.values() if row.verdict in REFUSED]
+
+
+def devices_row(number: int, instead: int | None) -> tuple[Verdict, str, str]:
+    """Verdict, our key and note of a key that names the devices. `instead`: of the command line."""
+    if instead not in (None, number):
+        return "not needed", "", f"--devices {instead} replaces it"
+    return "kept", f"devices = {number}", "the batch is computed with them"
 
 
 def masked(key: str, value: Any) -> Any:

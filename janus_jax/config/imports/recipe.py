@@ -13,7 +13,7 @@ import yaml
 
 from janus_jax.config import yaml_file
 from janus_jax.config.imports import axolotl, openrlhf, training_keys, trl, weights
-from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
+from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, devices_row, masked, shown
 from janus_jax.config.imports.source import Source, Tool, read
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.errors import ConfigError, first_line
@@ -86,7 +86,10 @@ def import_recipe(
         ledger.rows[torn] = Row(torn, masked(key, value), "ignored", note="not part of the command")
     for key, value in source.beside.items():
         note = "beside the command" if value is not None else "belongs to no option"
-        ledger.rows[key] = Row(key, masked(key, value), "not needed" if value is not None else "ignored", note=note)
+        row = ("not needed" if value is not None else "ignored", "", note)
+        if source.devices is not None and key in source.devices_keys:
+            row = devices_row(source.devices, devices)
+        ledger.rows[key] = Row(key, masked(key, value), *row)
     for key, value in ledger.values.items():
         unread = ledger.rows[key].verdict == "not needed" or masked(key, value) != value
         if isinstance(value, str) and re.fullmatch(r"<\w.{3,}>", value) and not unread:
@@ -100,6 +103,9 @@ def import_recipe(
     ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not _is_done(one, names)]
     now = config.model_dump(mode="json", by_alias=True)
     overridden = tuple(Override(one, _at(ledger.config, one), _at(now, one)) for one in names)
+    of_file = ledger.devices or source.devices
+    if devices is not None and of_file not in (None, devices):
+        overridden = (Override("--devices", of_file, devices), *overridden)
     tokenizer = weights.judge(ledger, config.init.from_, config.run.dir, unreadable)
     _move_builds(ledger, now["data"])
     for build in ledger.builds:

@@ -25,7 +25,7 @@ _OVERLONG = {"sft": "truncate", "dpo": "truncate", "orpo": "truncate", "rm": "dr
 
 def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str:
     """As `axolotl.convert`. `trainer`: sft, dpo, orpo or rm, or nothing if the file does not say it."""
-    devices = devices or _launched(ledger)
+    devices = _launched(ledger, devices)
     objective = trainer or _guessed(ledger)
     if objective not in _RATES:
         raise ConfigError(f"{ledger.file}: objective {objective}: not here; allowed: {', '.join(_RATES)}")
@@ -52,10 +52,14 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     return objective
 
 
-def _launched(ledger: Ledger) -> int | None:
-    """The devices of options that `trl` gives to accelerate; None: there are none."""
+def _launched(ledger: Ledger, devices: int | None) -> int | None:
+    """The devices: those given, or those of options that `trl` gives to accelerate; None: there are none."""
+    key = "num_processes" if ledger.given("num_processes") else "accelerate_config"
     number = ledger.whole("num_processes", low=1)
-    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"), of_trl=True)
+    number = number or accelerate_devices(ledger.file, ledger.get("accelerate_config"), of_trl=True)
+    if number is not None:
+        ledger.name_devices([key], number, devices)
+    return devices or number
 
 
 def _guessed(ledger: Ledger) -> str:

@@ -116,7 +116,7 @@ def test_command_overrides_its_file(tmp_path: Path) -> None:
     assert report["config"]["schedule"]["learning_rate"] == 2e-5
     assert report["config"]["objective"]["beta"] == 0.3 and report["config"]["batch"]["examples"] == 64
     assert "learning_rate: the command line overrides conf.yaml" in report["defects"]
-    assert verdicts(report)["accelerate --num_processes"] == "not needed"
+    assert verdicts(report)["accelerate --num_processes"] == "kept"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,30 @@ def test_devices_of_accelerate(command: str, devices: int | None, tmp_path: Path
     _, report = imported(tmp_path, "x.sh", f"{command} {options}")
     assert report["config"]["batch"] == report["config"]["batch"] | {"examples": 8 * (devices or 1)}
     assert any(one.startswith("devices: ") for one in report["by_hand"]) == (devices is None)
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("accelerate launch --num_processes 4 trl/scripts/dpo.py", "accelerate --num_processes"),
+        ("torchrun --nnodes 2 --nproc_per_node 2 trl/scripts/dpo.py", "torchrun --nproc_per_node"),
+        ("CUDA_VISIBLE_DEVICES=0,1,2,3\npython trl/scripts/dpo.py", "CUDA_VISIBLE_DEVICES"),
+        ("trl dpo --num_processes 4", "num_processes"),
+    ],
+)
+def test_devices_of_the_file_are_kept_or_replaced(command: str, key: str, tmp_path: Path) -> None:
+    script = f"{command} --model_name_or_path a/b --dataset_name c/d"
+    for devices, batch, verdict, note in (
+        (None, 32, "kept", "the batch is computed with them"),
+        (4, 32, "kept", "the batch is computed with them"),
+        (8, 64, "not needed", "--devices 8 replaces it"),
+    ):
+        _, report = imported(tmp_path, "x.sh", script, devices=devices)
+        assert report["config"]["batch"]["examples"] == batch
+        row = next(row for row in report["keys"] if row["key"] == key)
+        assert (row["verdict"], row["note"]) == (verdict, note)
+        replaced = [{"key": "--devices", "old": 4, "new": 8}] if devices == 8 else []
+        assert report["overrides"] == replaced
 
 
 def test_negated_options_are_those_of_switches_that_are_on(tmp_path: Path) -> None:
