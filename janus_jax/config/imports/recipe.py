@@ -195,9 +195,15 @@ def _converted(
 def _steps(ledger: Ledger) -> list[str]:
     return [
         *(["Before training:", *(f"  {one}" for one in ledger.commands)] if ledger.commands else []),
-        *([f"Not here: {', '.join(one.key for one in ledger.refused)}"] if ledger.refused else []),
+        *([f"Not here: {', '.join(map(_not_here, ledger.refused))}"] if ledger.refused else []),
         *(["By hand:", *(f"  {one}" for one in ledger.by_hand)] if ledger.by_hand else []),
     ]
+
+
+def _not_here(row: Row) -> str:
+    """A key that cannot be imported, with what stands for its value."""
+    old, (_, equals, new) = shown(row.value), row.ours.partition(" = ")
+    return f"{row.key} ({old}; instead {row.ours})" if equals and new != old else row.key
 
 
 @contextlib.contextmanager

@@ -37,6 +37,13 @@ def test_refuses_and_writes_nothing_unless_forced(file: Path, tmp_path: Path) ->
     assert isinstance(again.exception, ConfigError) and "exists" in str(again.exception)
 
 
+def test_head_of_a_forced_file_names_what_stands_for_a_value(tmp_path: Path) -> None:
+    keys = {"num_epochs": 1.5, "lr_scheduler": "rex"}
+    recipe, _ = imported(tmp_path, "x.yml", PUBLISHED["orpo.yml"] | keys, devices=1)
+    head = "# Not here: lr_scheduler (rex; instead schedule.name = cosine), num_epochs (1.5; instead schedule.epochs = 2)"
+    assert head in recipe.text.splitlines() and "epochs: 2" in recipe.text
+
+
 def test_yaml_and_json_on_stdout(file: Path) -> None:
     shown = RUN.invoke(command.app, ["import", str(file), "--force", "run.dir=runs/other"])
     assert yaml.safe_load(shown.stdout)["run"]["dir"] == "runs/other" and "kept (" in shown.stderr
