@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from janus_jax.errors import ConfigError
 
-Verdict = Literal["kept", "approximated", "not needed", "not set", "ignored", "not supported", "unknown"]
+Verdict = Literal["kept", "approximated", "by hand", "not needed", "not set", "ignored", "not supported", "unknown"]
 
 VERDICTS: dict[Verdict, str] = {
     "kept": "means the same here",
     "approximated": "close, with the difference that is named",
+    "by hand": "the value needs you: see `to do by hand`",
     "not supported": "changes the result and has nothing like it here",
     "unknown": "in no list of the tool's keys",
     "ignored": "the tool does not use it either",

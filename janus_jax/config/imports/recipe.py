@@ -101,6 +101,7 @@ def import_recipe(
     config, text = _checked(ledger.config, changes)
     names = list(dict.fromkeys(change.partition("=")[0].strip() for change in changes))
     ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not _is_done(one, names)]
+    _judge_by_hand(ledger)
     now = config.model_dump(mode="json", by_alias=True)
     overridden = tuple(Override(one, _at(ledger.config, one), _at(now, one)) for one in names)
     of_file = ledger.devices or source.devices
@@ -143,6 +144,13 @@ def _name_computed(ledger: Ledger) -> None:
         counts = row.verdict in ("kept", "approximated") and training_keys.is_computed(ledger.values.get(key))
         if counts and not any(f" {key} = " in one for one in ledger.by_hand):
             training_keys.known(ledger, key, row.ours.partition(" ")[0] or key, ledger.values[key])
+
+
+def _judge_by_hand(ledger: Ledger) -> None:
+    """Keys whose value stands in a line to do by hand do not mean the same here yet."""
+    for key, row in ledger.rows.items():
+        if row.verdict == "kept" and any(f" {key} = " in one for one in ledger.by_hand):
+            ledger.rows[key] = dataclasses.replace(row, verdict="by hand")
 
 
 def _move_builds(ledger: Ledger, data: Mapping[str, Any]) -> None:

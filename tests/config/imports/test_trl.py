@@ -211,6 +211,7 @@ def test_splits_are_those_of_builds(named: str, ours: str | None, by_hand: bool,
         f"data: dataset_train_split = {named}: give --source the files of that split alone, as {ours or 'train'}=PATH"
     )
     assert (line in report["by_hand"]) == by_hand
+    assert verdicts(report)["dataset_train_split"] == ("by hand" if by_hand else "kept")
 
 
 @pytest.mark.parametrize(
