@@ -141,11 +141,17 @@ DATASET_UNSUPPORTED = {
     "janus data build reads the newest revision, and the default configuration": "revision name",
 }
 DATASET_NEUTRAL = {
-    "roles_to_train": lambda value: value == ["assistant"] or value == ["gpt"],
-    "train_on_eos": lambda value: value in ("turn", "last"),
-    "train_on_eot": lambda value: value in ("turn", "last"),
+    "roles_to_train": lambda value: value == ["assistant"],
+    "train_on_eos": lambda value: value == "turn",
+    "train_on_eot": lambda value: value == "turn",
     "weight": lambda value: value == 1,
 }
+DATASET_SAME = (
+    ("roles_to_train", ["gpt"], "another name of assistant, the default"),
+    ("train_on_eos", "last", "a record is one exchange here, so that the last turn is the only one"),
+    ("train_on_eot", "last", "a record is one exchange here, so that the last turn is the only one"),
+)
+"""Key of a data set, its value, and why that means what the default does."""
 NEUTRAL = {
     "adapter": lambda value: not value,
     "process_reward_model": lambda value: not value,

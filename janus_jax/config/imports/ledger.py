@@ -199,8 +199,9 @@ class Ledger:
                 off = neutral.get(name, lambda value: value in _OFF or value in ([], {}))
                 for key in self.under(name):
                     value = self.values[key]
-                    is_off = key == name and off(value)
-                    self.judge(key, *(("not needed", "", "is off") if is_off else ("not supported", "", reason)))
+                    note = "is off" if value in _OFF or value in ([], {}) else "is the default"
+                    fits = key == name and off(value)
+                    self.judge(key, *(("not needed", "", note) if fits else ("not supported", "", reason)))
 
     def rest(self, known: Iterable[str], what_it_does: str) -> None:
         """The verdict on all keys that have none yet: nothing knows them."""

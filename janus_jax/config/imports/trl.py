@@ -46,6 +46,8 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
         ledger.judge(key, "not supported" if on else "ignored", note=training_keys.LORA if on else "use_peft is off")
     for key in (one for first in keys.OF_OBJECTIVES.split() for one in ledger.under(first)):
         ledger.judge(key, "ignored", note="of another trainer")
+    if ledger.get("eos_token") == "</s>":
+        ledger.judge("eos_token", "kept", note="as in the tokenizer")
     ledger.unsupported(keys.UNSUPPORTED, keys.NEUTRAL)
     ledger.not_needed(keys.NOT_NEEDED)
     ledger.rest(keys.known(), "stops")

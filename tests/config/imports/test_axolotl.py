@@ -230,8 +230,8 @@ def test_the_file_says_its_devices_by_the_sizes_of_its_mesh(tmp_path: Path) -> N
     [
         ({"type": "completion", "field": "text"}, "not supported", "plain", ""),
         ({"type": "input_output"}, "not supported", "plain", ""),
-        ({"type": "sharegpt"}, "kept", "chatml", "has no such type and stops"),
-        ({"type": "sharegpt", "conversation": "mistral"}, "kept", None, "has no such type and stops"),
+        ({"type": "sharegpt"}, "approximated", "chatml", "has no such type and stops"),
+        ({"type": "sharegpt", "conversation": "mistral"}, "approximated", None, "has no such type and stops"),
         ({"type": "alpaca"}, "approximated", "plain", ""),
     ],
 )
@@ -243,6 +243,34 @@ def test_types_of_data(data: dict[str, str], verdict: str, template: str | None,
     assert (f"--template {template}" if template else "--out data/x") in report["commands"][-1]
     assert any(defect in one for one in report["defects"]) == bool(defect)
     assert "unknown" not in own.values()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "verdict", "note"),
+    [
+        ("roles_to_train", ["assistant"], "not needed", "is the default"),
+        ("roles_to_train", ["gpt"], "kept", "another name of assistant, the default"),
+        ("roles_to_train", ["user"], "not supported", "other tokens count in the loss"),
+        ("roles_to_train", [], "not supported", "other tokens count in the loss"),
+        ("train_on_eos", "turn", "not needed", "is the default"),
+        ("train_on_eos", "last", "kept", "a record is one exchange here, so that the last turn is the only one"),
+        ("train_on_eos", "none", "not supported", "other tokens count in the loss"),
+        ("shards", 0, "not needed", "is off"),
+    ],
+)
+def test_defaults_of_a_data_set(key: str, value: Any, verdict: str, note: str, tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chat_template", key: value}]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data, "chat_template": "chatml"}, devices=1)
+    row = next(row for row in report["keys"] if row["key"] == f"datasets[0].{key}")
+    assert (row["verdict"], row["note"]) == (verdict, note)
+
+
+def test_each_data_set_without_bos_is_named(tmp_path: Path) -> None:
+    data = [{"path": one, "type": "chat_template"} for one in ("a/b", "c/d")]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data, "chat_template": "chatml"}, devices=1)
+    lines = [one for one in report["by_hand"] if one.startswith("BOS of ")]
+    assert [one.split(":")[0] for one in lines] == ["BOS of datasets[0]", "BOS of datasets[1]"]
+    assert all("every data set of the run" in one for one in lines)
 
 
 def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
