@@ -24,6 +24,7 @@ from janus_jax.data.columns import (
     filled,
     shown,
     text,
+    without,
 )
 from janus_jax.data.tally import note
 from janus_jax.errors import DataError, first_line, named
@@ -203,10 +204,8 @@ def _name(columns: Columns, column: str) -> str:
 
 
 def _missing(columns: Columns, column: str, *more: str) -> RecordError:
-    allowed = " or ".join(map(repr, (*ALIASES[column], *more)))
-    return RecordError(
-        "missing_field", f"has no {column}: {allowed} is needed; found: {', '.join(columns) or 'nothing'}"
-    )
+    names = (*ALIASES[column], *more)
+    return without(columns, names, f"has no {column}: {' or '.join(map(repr, names))} is needed")
 
 
 def _rubrics(value: Any, column: str) -> tuple[tuple[Rubric, ...], str]:
