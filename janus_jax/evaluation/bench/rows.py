@@ -41,6 +41,8 @@ ALIASES = {
 }
 """Column -> the names it has in published benches. Without another prompt, `input` is the prompt; beside one, it
 follows the prompt. Of several names of a source, the first one counts."""
+_PUBLISHED = ("preference_set",)
+"""Columns of Multifaceted Bench that judging does not need."""
 OTHER_SYSTEM = "asked_with"
 """Column of answers that were made with another system message than that of their row: which one."""
 SCORES = range(1, 6)
@@ -178,6 +180,8 @@ def _row(columns: Columns, place: str) -> CheckedRow:
     reference = text(columns[names["reference_answer"]], names["reference_answer"])
     rubrics, form = _rubrics(columns[names["rubrics"]], names["rubrics"])
     source = "" if not names["source"] else text(columns[names["source"]], names["source"], may_be_empty=True)
+    for column in _PUBLISHED:
+        columns.get(column)  # read, so that no note names it
     given = columns["id"] if columns.has("id") else None
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise RecordError("wrong_type", f"column 'id' must be a string or a whole number, found {shown(given)}")
