@@ -296,7 +296,7 @@ def _rates(ledger: Ledger) -> None:
         ledger.judge("cosine_min_lr_ratio", "ignored", note="of the schedule cosine alone")
     ledger.judge("cosine_min_lr_ratio", "kept", "schedule.min_rate_ratio")
     steps, ratio = ledger.whole("warmup_steps"), ledger.number("warmup_ratio", high=1)
-    note = "the tool rounds the steps down" if ratio is not None else ""
+    note = "the tool rounds the steps down" if ratio is not None and not steps else ""
     if steps is None and ratio is None:
         ratio, note = 0.03, "the tool takes at most 100 steps and rounds down"
     elif steps == 1:
