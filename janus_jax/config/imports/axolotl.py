@@ -255,10 +255,9 @@ def dpo_loss(ledger: Ledger, type_key: str, weights_key: str, smoothing_key: str
     if loss == "robust":
         ledger.carry(smoothing_key, "objective.label_smoothing", smoothing)
     elif smoothing:
-        ledger.defects.append(
-            f"{smoothing_key} = {smoothing:g}: the loss {loss} of TRL 1.16 ignores it; before, sigmoid used it: set "
-            f"objective.label_smoothing={smoothing:g} for that"
-        )
+        before = f"; before, it used it: set objective.label_smoothing={smoothing:g} for that"
+        text = f"{smoothing_key} = {smoothing:g}: the loss {loss} of TRL 1.16 ignores it"
+        ledger.defects.append(text + (before if loss == "sigmoid" else ""))
         ledger.judge(smoothing_key, "ignored", note=f"the loss {loss} of TRL 1.16 has no label smoothing")
     ledger.judge(smoothing_key, "kept", "objective.label_smoothing")
 

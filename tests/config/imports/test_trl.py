@@ -98,6 +98,17 @@ def test_lowest_rate_of_a_schedule(
         assert rates.get_last_lr() == [pytest.approx(1e-6 * (ratio or 0.0))]
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
+def test_label_smoothing_is_advised_where_the_loss_has_it(loss: str, tmp_path: Path) -> None:
+    keys = SMALL | {"loss_type": loss, "label_smoothing": 0.1}
+    _, report = imported(tmp_path, "x.yaml", keys, devices=1, objective="dpo")
+    line = next(one for one in report["defects"] if one.startswith("label_smoothing = 0.1: the loss "))
+    advice = "objective.label_smoothing=0.1"
+    assert (advice in line) == (loss == "sigmoid")
+    with pytest.raises(ConfigError) if loss != "sigmoid" else contextlib.nullcontext():
+        imported(tmp_path, "x.yaml", keys, devices=1, objective="dpo", overrides=[advice])
+
+
 def test_one_key_that_sets_two_names_both(tmp_path: Path) -> None:
     _, report = imported(tmp_path, "x.yaml", SMALL | {"loss_type": ["sigmoid", "sft"]}, devices=1, objective="dpo")
     row = next(row for row in report["keys"] if row["key"] == "loss_type")
