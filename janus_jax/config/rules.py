@@ -87,7 +87,8 @@ def _alternative_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     for section, (one, other) in alternatives.items():
         keys = _given(config, section, one, other)
         if len(keys) == 2:
-            yield keys[1], f"{keys[0]} and {keys[1]} are both given; allowed: one of them, the other null"
+            nulls = " or ".join(f"{key}=null" for key in keys)
+            yield keys[1], f"{keys[0]} and {keys[1]} are both given; allowed: one of them, the other null ({nulls})"
         elif isinstance(config.get(section), Mapping) and not keys:
             sentence = f"neither {section}.{one} nor {section}.{other} is given; allowed: exactly one of them"
             yield f"{section}.{one}", sentence

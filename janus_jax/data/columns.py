@@ -85,6 +85,22 @@ def columns_of(raw: Any, needed: str = "") -> Columns:
     return Columns(raw)
 
 
+def without(columns: Mapping[str, Any], names: Iterable[str], missing: str) -> RecordError:
+    """The error about a row without a value under any of the names: one of them is null or empty, or all are missing.
+
+    Args:
+        missing: the message if all are missing.
+    """
+    empty = next((name for name in names if name in columns), None)
+    if empty is not None:
+        value = columns[empty]
+        state = "is null" if value is None else f"is empty ({shown(value)})"
+        return RecordError(
+            "missing_field" if value is None else "empty_field", f"column {empty!r} {state}; text is needed"
+        )
+    return RecordError("missing_field", f"{missing}; found: {', '.join(map(str, columns)) or 'nothing'}")
+
+
 class CheckedRow(NamedTuple):
     """What was read from a row, and what it must have in common with other rows, or for itself."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.readers import file_type, json_lines, raw_records
-from janus_jax.data.columns import Columns, RecordError, columns_of, filled, text
+from janus_jax.data.columns import Columns, RecordError, columns_of, filled, text, without
 from janus_jax.data.messages import is_messages, read_conversation
 from janus_jax.data.schema import ALIASES, name_of
 from janus_jax.data.tally import note
@@ -174,8 +174,7 @@ def conversation_of(columns: Columns) -> list[dict[str, str]]:
     if prompt and several:
         raise RecordError("ambiguous_columns", f"has both {prompt!r} and {several!r}; keep one")
     if not prompt and not several:
-        present = ", ".join(columns) or "nothing"
-        raise RecordError("missing_field", f"{_NEEDED}; found: {present}")
+        raise without(columns, (*ALIASES["prompt"], *ALIASES["messages"]), _NEEDED)
     if several or is_messages(columns[prompt]):
         messages = read_conversation(columns, several or prompt)
     else:

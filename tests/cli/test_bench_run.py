@@ -43,10 +43,11 @@ def test_answers_belong_to_the_rows_and_go_to_the_judge(janus, model, tmp_path, 
 
     asked, inner = [], generate.answer_all
     monkeypatch.setattr(generate, "answer_all", lambda *args, **more: (asked.extend(args), inner(*args, **more)))
-    rows = [bench_row(0, preference_set=["a"]), bench_row(1, system=""), bench_row(2)]
+    rows = [bench_row(0, preference_set=["a"], level=3), bench_row(1, system=""), bench_row(2)]
     bench, out = write_rows(tmp_path / "bench.jsonl", rows), tmp_path / "answers.jsonl"
     code, _, err = janus("bench", "run", bench, model, "--out", out, "--max-new-tokens", 6, "--limit", 2)
-    assert code == 0 and "note: 'preference_set' of 1 row: no part of a bench row; it is not used" in err, err
+    assert code == 0 and "note: 'level' of 1 row: no part of a bench row; it is not used" in err, err
+    assert "preference_set" not in err
     read = read_bench(bench)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == [row.id for row in read[:2]]

@@ -165,7 +165,11 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("model=null", "neither init.from nor model is given"),
         ("batch.examples=16", "batch.rows and batch.examples are both given; allowed: one of them, the other null"),
         ("batch.rows=null", "neither batch.rows nor batch.examples is given; allowed: exactly one of them"),
-        ("schedule.steps=5", "schedule.epochs and schedule.steps are both given; allowed: one of them, the other null"),
+        (
+            "schedule.steps=5",
+            "schedule.epochs and schedule.steps are both given; allowed: one of them, the other null "
+            "(schedule.epochs=null or schedule.steps=null)",
+        ),
         ("eval.stop_after=3", "eval.stop_after = 3: allowed with eval.every_steps = null: null"),
         ("eval.stop_min_change=0.1", "eval.stop_min_change = 0.1: allowed without eval.stop_after: 0"),
         (

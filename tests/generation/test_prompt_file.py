@@ -131,7 +131,8 @@ def test_prompts_come_from_a_bucket(bucket, write):
 BAD = {
     "no prompt": ({"id": 1}, "a row needs prompt"),
     "no object": (["Why?"], r"a row must be an object, found list \['Why\?'\]"),
-    "null": ({"prompt": None}, "a row needs prompt .*; found: prompt"),
+    "null": ({"prompt": None}, "column 'prompt' is null; text is needed"),
+    "null under another name": ({"instruction": None}, "column 'instruction' is null; text is needed"),
     "empty": ({"prompt": " "}, "column 'prompt' is empty"),
     "invisible": ({"prompt": "\u200b"}, "column 'prompt' holds only invisible characters"),
     "number": ({"prompt": 3}, "column 'prompt' must be a string, found int 3"),

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from janus_jax.config.imports import axolotl_keys as keys
-from janus_jax.config.imports import training_keys
+from janus_jax.config.imports import schedules, training_keys
 from janus_jax.config.imports.axolotl_data import datasets
 from janus_jax.config.imports.ledger import Ledger, shown
 from janus_jax.config.imports.training_keys import Batch
@@ -54,6 +54,7 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     if ledger.equal and objective in ("sft", "orpo") and not padded:  # their parts hold unequal numbers of tokens
         ledger.write("compat.token_mean", "per_microbatch")
     _intervals(ledger)
+    ledger.defects += [f"{one}: the tool stops" for one in _stops(ledger)]
     datasets(ledger, objective, name)
     detail = "not supported" if ledger.on("adapter") else "ignored"
     for key in [one for first in keys.LORA_DETAILS.split() for one in ledger.under(first)]:
@@ -103,6 +104,45 @@ def _objective(ledger: Ledger) -> str:
     return OBJECTIVES[rl]
 
 
+def _stops(ledger: Ledger) -> list[str]:
+    """What `utils/schemas/validation.py` of axolotl refuses of keys that have a meaning here."""
+
+    def on(key: str) -> bool:
+        return any(ledger.get(one) for one in ledger.under(key))
+
+    rl, size, types = (ledger.get(key) for key in ("rl", "val_set_size", "dpo_loss_type"))
+    saves, evaluates = ledger.get("save_strategy"), ledger.get("eval_strategy", ledger.get("evaluation_strategy"))
+    weights, counts = ledger.get("dpo_loss_weights"), on("eval_steps") or on("eval_strategy")
+    pairs = [*keys.EXCLUSIVE, *([("sample_packing", "rl")] if rl else ())]
+    parts = ("micro_batch_size", "gradient_accumulation_steps")
+    held_out = size == 0 and counts and not on("test_datasets") and evaluates != "no"
+    differ = isinstance(types, list) and isinstance(weights, list) and len(types) != len(weights)
+    stops = {
+        f"save_steps with save_strategy = {saves}": on("save_steps") and saves not in (None, False, "", "steps"),
+        f"eval_steps with eval_strategy = {evaluates}": on("eval_steps")
+        and evaluates not in (None, False, "", "steps"),
+        f"evals_per_epoch with eval_strategy = {evaluates}": on("evals_per_epoch")
+        and evaluates not in (None, False, "", "steps"),
+        "val_set_size = 0 with eval_steps or eval_strategy, and no test_datasets": held_out,
+        "sample_packing with eval_table_size: needs eval_sample_packing: false": on("sample_packing")
+        and on("eval_table_size")
+        and ledger.get("eval_sample_packing") is not False,
+        "batch_size: needs micro_batch_size or gradient_accumulation_steps": on("batch_size")
+        and not any(map(on, parts)),
+        "dpo_loss_weights: needs dpo_loss_type": rl == "dpo" and weights is not None and types is None,
+        "dpo_loss_type and dpo_loss_weights: not as many weights as losses": rl == "dpo" and differ,
+        "dpo_loss_type, dpo_loss_weights: for rl: dpo alone": rl != "dpo"
+        and (types is not None or weights is not None),
+        "warmup_ratio with rl: simpo: needs warmup_steps": rl == "simpo" and on("warmup_ratio"),
+        "activation_offloading: needs gradient_checkpointing": on("activation_offloading")
+        and not on("gradient_checkpointing"),
+        f"tensor_parallel_size with optimizer = {ledger.get('optimizer')}": ledger.get("optimizer") in keys.EIGHT_BITS
+        and ledger.whole("tensor_parallel_size", 1) > 1,
+    }
+    both = [f"{one} and {other} are both given" for one, other in pairs if on(one) and on(other)]
+    return both + [text for text, is_so in stops.items() if is_so]
+
+
 def _names(ledger: Ledger) -> None:
     for key, allowed in (("model_type", keys.MODELS), ("tokenizer_type", keys.TOKENIZERS)):
         if ledger.get(key) in allowed:
@@ -138,6 +178,8 @@ def _batch(ledger: Ledger, devices: int | None, length: int, pairs: bool) -> Non
     shards, copies = (ledger.whole(key, 1, low=1) for key in ("dp_shard_size", "dp_replicate_size"))
     fixed = shards > 1 and copies > 1  # otherwise the other one takes all devices that remain
     of_file = shards * copies * split if fixed else None
+    if of_file is not None:
+        ledger.name_devices(("dp_shard_size", "dp_replicate_size"), of_file, devices)
     batch = Batch(micro, accumulation, training_keys.replicas(ledger, devices, of_file, split))
     in_rows = ledger.on("sample_packing") and not pairs
     names = ("micro_batch_size", "gradient_accumulation_steps", "batch_size")
@@ -151,7 +193,7 @@ def _batch(ledger: Ledger, devices: int | None, length: int, pairs: bool) -> Non
 
 
 def _loss(ledger: Ledger, objective: str) -> None:
-    beta_keys = ("trl.beta", "rl_beta", "orpo_alpha")
+    beta_keys = ("trl.beta", "rl_beta", "dpo_beta", "orpo_alpha")
     used = next((key for key in beta_keys if ledger.given(key)), None)
     if objective in ("dpo", "orpo", "simpo"):
         value = float(ledger.number(used or "rl_beta", 0.1))
@@ -166,10 +208,6 @@ def _loss(ledger: Ledger, objective: str) -> None:
             if ledger.given(key) and objective not in ("sft", "rm"):
                 ledger.defects.append(f"{key}: ignored, {reason}")
             ledger.judge(key, "ignored", note=reason)
-    if ledger.given("dpo_beta"):
-        older = f"; older versions used it: then set objective.beta={shown(ledger.values['dpo_beta'])}"
-        ledger.defects.append(f"dpo_beta: {ledger.tool} ignores it{older if objective == 'dpo' else ''}")
-        ledger.judge("dpo_beta", "ignored", note="rl_beta is the key that sets beta")
     if objective == "dpo":
         dpo_loss(ledger, "dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing", ipo=ledger.get("rl") == "ipo")
     for key in ("dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing"):
@@ -217,10 +255,9 @@ def dpo_loss(ledger: Ledger, type_key: str, weights_key: str, smoothing_key: str
     if loss == "robust":
         ledger.carry(smoothing_key, "objective.label_smoothing", smoothing)
     elif smoothing:
-        ledger.defects.append(
-            f"{smoothing_key} = {smoothing:g}: the loss {loss} of TRL 1.16 ignores it; before, sigmoid used it: set "
-            f"objective.label_smoothing={smoothing:g} for that"
-        )
+        before = f"; before, it used it: set objective.label_smoothing={smoothing:g} for that"
+        text = f"{smoothing_key} = {smoothing:g}: the loss {loss} of TRL 1.16 ignores it"
+        ledger.defects.append(text + (before if loss == "sigmoid" else ""))
         ledger.judge(smoothing_key, "ignored", note=f"the loss {loss} of TRL 1.16 has no label smoothing")
     ledger.judge(smoothing_key, "kept", "objective.label_smoothing")
 
@@ -249,23 +286,24 @@ def _padding_counts(ledger: Ledger) -> bool:
 
 
 def _rates(ledger: Ledger) -> None:
-    rate = training_keys.learning(ledger, "learning_rate", 0.0)
+    rate = schedules.learning(ledger, "learning_rate", 0.0)
     more = {}
-    if ledger.given("cosine_min_lr_ratio"):
+    if ledger.given("cosine_min_lr_ratio") and ledger.get("lr_scheduler", "cosine") == "cosine":
         more["min_lr_ratio"] = ledger.number("cosine_min_lr_ratio")
-    name = training_keys.schedule(ledger, "lr_scheduler", "cosine", rate, kwargs_key="lr_scheduler_kwargs", more=more)
-    if name != "cosine" and more:
-        ledger.config["schedule"].pop("min_rate_ratio", None)
+    name = schedules.schedule(ledger, "lr_scheduler", "cosine", rate, kwargs_key="lr_scheduler_kwargs", more=more)
+    if name != "cosine":
         ledger.judge("cosine_min_lr_ratio", "ignored", note="of the schedule cosine alone")
     ledger.judge("cosine_min_lr_ratio", "kept", "schedule.min_rate_ratio")
     steps, ratio = ledger.whole("warmup_steps"), ledger.number("warmup_ratio", high=1)
-    note = "the tool rounds the steps down" if ratio is not None else ""
+    note = "the tool rounds the steps down" if ratio is not None and not steps else ""
     if steps is None and ratio is None:
         ratio, note = 0.03, "the tool takes at most 100 steps and rounds down"
     elif steps == 1:
         steps, note = 2, "the tool takes 2 for 1"
-    training_keys.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=steps, ratio=ratio, note=note)
-    training_keys.length_of_run(ledger, "num_epochs", 1.0, "max_steps")
+    if steps and ratio:
+        ledger.judge("warmup_ratio", "ignored", note="the tool takes one of the two; here warmup_steps counts")
+    schedules.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=steps, ratio=ratio, note=note)
+    schedules.length_of_run(ledger, "num_epochs", 1.0, "max_steps")
 
 
 def _precision(ledger: Ledger) -> None:
@@ -293,6 +331,8 @@ def _intervals(ledger: Ledger) -> None:
         number = ledger.number(key)
         if number and number >= 1:
             ledger.carry(key, ours, int(number))
+            if ledger.on(per_epoch):
+                ledger.judge(per_epoch, "ignored", note=f"the tool takes one of the two; here {key} counts")
         for other in (key, per_epoch):
             if ledger.on(other):
                 ledger.judge(

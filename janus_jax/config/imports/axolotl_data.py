@@ -100,14 +100,17 @@ def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) ->
     bos = not (template == "chatml" and (objective, str(ledger.get(f"{prefix}.type"))) in _WITHOUT_BOS)
     if not bos and not ledger.equal:
         ledger.by_hand.append(
-            f"BOS of {prefix}: the tool's chatml writes none, here prompts begin with it; to leave it out, build with "
-            "--no-bos and set compat.bos=false"
+            f"BOS of {prefix}: the tool's chatml writes none, here prompts begin with it; to leave it out, set "
+            "compat.bos=false and build with --no-bos, which then every data set of the run needs"
         )
     elif not bos:
         ledger.write("compat.bos", False)
     source = training_keys.known(ledger, f"{prefix}.path", f"--source of {folder}", str(path))
     ledger.builds.append(Build(kind, source, folder, template, more))
     _columns(ledger, prefix)
+    for key, value, note in keys.DATASET_SAME:
+        if ledger.get(f"{prefix}.{key}") == value:
+            ledger.judge(f"{prefix}.{key}", "kept", note=note)
     below = {f"{prefix}.{key}": rule for key, rule in keys.DATASET_NEUTRAL.items()}
     for table, act in ((keys.DATASET_UNSUPPORTED, "unsupported"), (keys.DATASET_NOT_NEEDED, "not_needed")):
         full = {reason: " ".join(f"{prefix}.{one}" for one in names.split()) for reason, names in table.items()}
@@ -135,6 +138,10 @@ def _template(ledger: Ledger, prefix: str, objective: str) -> str | None:
         )
     if "chat_template" in parts:
         template = _chat_template(ledger, prefix)
+        if kind == "orpo.chat_template":
+            ledger.judge(
+                type_key, "approximated", f"--template {template or 'mistral-inst'}", "as older versions used it"
+            )
         ledger.judge(type_key, "kept", f"--template {template or 'mistral-inst'}")
         return template
     if why := keys.WHOLE_TEXTS.get(parts[0]):
@@ -152,6 +159,8 @@ def _template(ledger: Ledger, prefix: str, objective: str) -> str | None:
     if conversation in ("chatml", "mistral"):
         template = {"chatml": "chatml", "mistral": "mistral-inst"}[conversation]
     ledger.judge(f"{prefix}.conversation", "approximated", "--template", "the template of the conversation")
+    if parts[0] == "sharegpt":
+        ledger.judge(type_key, "approximated", f"--template {template or 'plain'}", "as older versions used it")
     known = parts[0] in keys.TYPES
     if template is None:
         template = training_keys.own_template(ledger, f"{type_key} = {kind}")

@@ -116,6 +116,16 @@ OF_OTHERS = (
 )
 """Keys of objectives, optimizers and modes that this recipe does not use."""
 
+EXCLUSIVE = (
+    ("warmup_steps", "warmup_ratio"),
+    ("save_steps", "saves_per_epoch"),
+    ("eval_steps", "evals_per_epoch"),
+    ("test_datasets", "val_set_size"),
+)
+"""Keys of which the tool takes one alone."""
+EIGHT_BITS = ("paged_adamw_8bit", "adamw_8bit", "adamw_bnb_8bit")
+"""Optimizers that the tool does not take with tensor parallelism."""
+
 MODELS = ("MistralForCausalLM", "LlamaForCausalLM", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
 TOKENIZERS = ("AutoTokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast")
 
@@ -131,11 +141,17 @@ DATASET_UNSUPPORTED = {
     "janus data build reads the newest revision, and the default configuration": "revision name",
 }
 DATASET_NEUTRAL = {
-    "roles_to_train": lambda value: value == ["assistant"] or value == ["gpt"],
-    "train_on_eos": lambda value: value in ("turn", "last"),
-    "train_on_eot": lambda value: value in ("turn", "last"),
+    "roles_to_train": lambda value: value == ["assistant"],
+    "train_on_eos": lambda value: value == "turn",
+    "train_on_eot": lambda value: value == "turn",
     "weight": lambda value: value == 1,
 }
+DATASET_SAME = (
+    ("roles_to_train", ["gpt"], "another name of assistant, the default"),
+    ("train_on_eos", "last", "a record is one exchange here, so that the last turn is the only one"),
+    ("train_on_eot", "last", "a record is one exchange here, so that the last turn is the only one"),
+)
+"""Key of a data set, its value, and why that means what the default does."""
 NEUTRAL = {
     "adapter": lambda value: not value,
     "process_reward_model": lambda value: not value,

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from janus_jax.errors import ConfigError
 
-Verdict = Literal["kept", "approximated", "not needed", "not set", "ignored", "not supported", "unknown"]
+Verdict = Literal["kept", "approximated", "by hand", "not needed", "not set", "ignored", "not supported", "unknown"]
 
 VERDICTS: dict[Verdict, str] = {
     "kept": "means the same here",
     "approximated": "close, with the difference that is named",
+    "by hand": "the value needs you: see `to do by hand`",
     "not supported": "changes the result and has nothing like it here",
     "unknown": "in no list of the tool's keys",
     "ignored": "the tool does not use it either",
@@ -89,6 +90,8 @@ class Ledger:
         self.by_hand: list[str] = []
         self.builds: list[Build] = []
         self.commands: list[str] = []
+        self.devices: int | None = None
+        """Devices that the file names."""
 
     def given(self, key: str) -> bool:
         """Whether the file gives the key a value."""
@@ -183,6 +186,12 @@ class Ledger:
                 for key in self.under(name):
                     self.judge(key, "not needed", note=reason)
 
+    def name_devices(self, keys: Iterable[str], number: int, instead: int | None) -> None:
+        """The verdict on keys that name the devices, and these. `instead`: of the command line, which counts first."""
+        self.devices = number
+        for key in keys:
+            self.judge(key, *devices_row(number, instead))
+
     def unsupported(self, groups: Mapping[str, str], neutral: Mapping[str, Callable[[Any], bool]]) -> None:
         """Reason -> keys that change the result if they are on; `neutral` says which other values are off."""
         for reason, names in groups.items():
@@ -190,8 +199,9 @@ class Ledger:
                 off = neutral.get(name, lambda value: value in _OFF or value in ([], {}))
                 for key in self.under(name):
                     value = self.values[key]
-                    is_off = key == name and off(value)
-                    self.judge(key, *(("not needed", "", "is off") if is_off else ("not supported", "", reason)))
+                    note = "is off" if value in _OFF or value in ([], {}) else "is the default"
+                    fits = key == name and off(value)
+                    self.judge(key, *(("not needed", "", note) if fits else ("not supported", "", reason)))
 
     def rest(self, known: Iterable[str], what_it_does: str) -> None:
         """The verdict on all keys that have none yet: nothing knows them."""
@@ -209,6 +219,13 @@ class Ledger:
     def refused(self) -> list[Row]:
         """The keys for which an import fails."""
         return [row for row in self.rows.values() if row.verdict in REFUSED]
+
+
+def devices_row(number: int, instead: int | None) -> tuple[Verdict, str, str]:
+    """Verdict, our key and note of a key that names the devices. `instead`: of the command line."""
+    if instead not in (None, number):
+        return "not needed", "", f"--devices {instead} replaces it"
+    return "kept", f"devices = {number}", "the batch is computed with them"
 
 
 def masked(key: str, value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from janus_jax.config.imports import training_keys
+from janus_jax.config.imports import schedules, training_keys
 from janus_jax.config.imports.ledger import Build, Ledger, shown
 from janus_jax.config.imports.training_keys import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED, Batch
 from janus_jax.errors import ConfigError
@@ -115,7 +115,7 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     ledger.write("batch.overlong", "truncate")
     _loss(ledger, objective, version)
     _rates(ledger, rate, version, objective)
-    training_keys.length_of_run(ledger, _at(ledger, "max_epochs"), epochs)
+    schedules.length_of_run(ledger, _at(ledger, "max_epochs"), epochs)
     _optimizer(ledger)
     wide = ledger.given("bf16") or not old
     dtype = ledger.word(_at(ledger, "param_dtype"), "bf16", ("bf16", "fp16"))
@@ -211,12 +211,12 @@ def _loss(ledger: Ledger, objective: str, version: str) -> None:
 
 
 def _rates(ledger: Ledger, rate: float, version: str, objective: str) -> None:
-    rate = training_keys.learning(ledger, _at(ledger, "learning_rate"), rate)
+    rate = schedules.learning(ledger, _at(ledger, "learning_rate"), rate)
     low_is_used = version == "0.9" and (objective == "dpo" or ledger.tool.endswith("0.11"))
     low = float(ledger.number("min_lr_ratio", 0.1)) if low_is_used else 0.1
     name = str(ledger.get("lr_scheduler", DEFAULTS[version]["lr_scheduler"]))
     more = {"min_lr": low * rate} if name == "cosine_with_min_lr" else {}
-    training_keys.schedule(ledger, "lr_scheduler", DEFAULTS[version]["lr_scheduler"], rate, more=more)
+    schedules.schedule(ledger, "lr_scheduler", DEFAULTS[version]["lr_scheduler"], rate, more=more)
     if "0.9" in ledger.tool and name in ("cosine", "linear", "polynomial", "cosine_with_restarts", "inverse_sqrt"):
         ledger.defects.append(
             f"lr_scheduler = {name}: OpenRLHF 0.8.5 to 0.10 passes min_lr to every schedule; transformers has no "
@@ -229,7 +229,7 @@ def _rates(ledger: Ledger, rate: float, version: str, objective: str) -> None:
         ledger.carry("min_lr_ratio", "schedule.min_rate_ratio", low)
     ledger.judge("min_lr_ratio", "ignored", note="of the schedule cosine_with_min_lr")
     ratio = float(ledger.number("lr_warmup_ratio", 0.03, high=1))
-    training_keys.warmup(ledger, name, "warmup", "lr_warmup_ratio", steps=None, ratio=ratio)
+    schedules.warmup(ledger, name, "warmup", "lr_warmup_ratio", steps=None, ratio=ratio)
 
 
 def _optimizer(ledger: Ledger) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from janus_jax.config import yaml_file
 from janus_jax.config.imports import axolotl, openrlhf, training_keys, trl, weights
-from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
+from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, devices_row, masked, shown
 from janus_jax.config.imports.source import Source, Tool, read
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.errors import ConfigError, first_line
@@ -86,7 +86,10 @@ def import_recipe(
         ledger.rows[torn] = Row(torn, masked(key, value), "ignored", note="not part of the command")
     for key, value in source.beside.items():
         note = "beside the command" if value is not None else "belongs to no option"
-        ledger.rows[key] = Row(key, masked(key, value), "not needed" if value is not None else "ignored", note=note)
+        row = ("not needed" if value is not None else "ignored", "", note)
+        if source.devices is not None and key in source.devices_keys:
+            row = devices_row(source.devices, devices)
+        ledger.rows[key] = Row(key, masked(key, value), *row)
     for key, value in ledger.values.items():
         unread = ledger.rows[key].verdict == "not needed" or masked(key, value) != value
         if isinstance(value, str) and re.fullmatch(r"<\w.{3,}>", value) and not unread:
@@ -98,8 +101,12 @@ def import_recipe(
     config, text = _checked(ledger.config, changes)
     names = list(dict.fromkeys(change.partition("=")[0].strip() for change in changes))
     ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not _is_done(one, names)]
+    _judge_by_hand(ledger)
     now = config.model_dump(mode="json", by_alias=True)
     overridden = tuple(Override(one, _at(ledger.config, one), _at(now, one)) for one in names)
+    of_file = ledger.devices or source.devices
+    if devices is not None and of_file not in (None, devices):
+        overridden = (Override("--devices", of_file, devices), *overridden)
     tokenizer = weights.judge(ledger, config.init.from_, config.run.dir, unreadable)
     _move_builds(ledger, now["data"])
     for build in ledger.builds:
@@ -137,6 +144,13 @@ def _name_computed(ledger: Ledger) -> None:
         counts = row.verdict in ("kept", "approximated") and training_keys.is_computed(ledger.values.get(key))
         if counts and not any(f" {key} = " in one for one in ledger.by_hand):
             training_keys.known(ledger, key, row.ours.partition(" ")[0] or key, ledger.values[key])
+
+
+def _judge_by_hand(ledger: Ledger) -> None:
+    """Keys whose value stands in a line to do by hand do not mean the same here yet."""
+    for key, row in ledger.rows.items():
+        if row.verdict == "kept" and any(f" {key} = " in one for one in ledger.by_hand):
+            ledger.rows[key] = dataclasses.replace(row, verdict="by hand")
 
 
 def _move_builds(ledger: Ledger, data: Mapping[str, Any]) -> None:
@@ -189,9 +203,15 @@ def _converted(
 def _steps(ledger: Ledger) -> list[str]:
     return [
         *(["Before training:", *(f"  {one}" for one in ledger.commands)] if ledger.commands else []),
-        *([f"Not here: {', '.join(one.key for one in ledger.refused)}"] if ledger.refused else []),
+        *([f"Not here: {', '.join(map(_not_here, ledger.refused))}"] if ledger.refused else []),
         *(["By hand:", *(f"  {one}" for one in ledger.by_hand)] if ledger.by_hand else []),
     ]
+
+
+def _not_here(row: Row) -> str:
+    """A key that cannot be imported, with what stands for its value."""
+    old, (_, equals, new) = shown(row.value), row.ours.partition(" = ")
+    return f"{row.key} ({old}; instead {row.ours})" if equals and new != old else row.key
 
 
 @contextlib.contextmanager

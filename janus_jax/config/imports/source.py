@@ -38,6 +38,7 @@ _TRL_TRAINERS = {"sft": "sft", "dpo": "dpo", "orpo": "orpo", "reward": "rm", "rm
 _SEVERAL = re.compile(r"(betas|modules|parameters|loss_type|loss_weights|report_to|metrics|label_names|columns)$")
 """Options that take several values."""
 _LAUNCHERS = {"num_gpus", "nproc_per_node", "nproc-per-node", "num_processes", "ngpus"}
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NODES = {"num_nodes", "nnodes", "num_machines"}
 
 
@@ -55,6 +56,8 @@ class Source:
     trainer: str = ""
     """What the command calls, like `train_dpo`, or the kind of a TRL trainer."""
     devices: int | None = None
+    devices_keys: frozenset[str] = frozenset()
+    """Those of `beside` that name the devices."""
     defects: list[str] = dataclasses.field(default_factory=list)
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What surrounds the command: options of its launcher, variables that it does not use."""
@@ -228,9 +231,11 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
     source.defects += [f"${one} is set nowhere in the file" for one in unset if not one.isdigit()]
     source.defects += [f"{one} is not run here: its value is unknown" for one in sorted(script.executed) if one in text]
     source.beside |= {name: value for name, value in script.variables.items() if name not in script.used}
-    source.devices = _devices(before, script.variables.get("CUDA_VISIBLE_DEVICES"))
+    source.devices, names = _devices(before, script.variables.get(_VISIBLE))
     if source.devices is None and "config_file" in before:
-        source.devices = accelerate_devices(path, before["config_file"])
+        source.devices, names = accelerate_devices(path, before["config_file"]), {"config_file"}
+    if source.devices is not None:
+        source.devices_keys = frozenset(one if one == _VISIBLE else f"{words[0]} --{one}" for one in names)
     if "config" in values:
         source = _with_config(source, values["config"])
     return source
@@ -301,18 +306,21 @@ def _options(words: Any) -> tuple[dict[str, Any], list[str]]:
     return options, stray
 
 
-def _devices(launcher: Mapping[str, Any], visible: str | None) -> int | None:
+def _devices(launcher: Mapping[str, Any], visible: str | None) -> tuple[int | None, set[str]]:
+    """The devices that a launcher is given, and the options (or the variable) that give them."""
+    given, nodes = _LAUNCHERS & launcher.keys(), _NODES & launcher.keys()
+
     def number(names: set[str]) -> int | None:
         texts = [str(value) for key, value in launcher.items() if key in names]
         return int(texts[0]) if texts and texts[0].isdigit() else None
 
     one = number(_LAUNCHERS)
     if "num_processes" in launcher:
-        return one
+        return one, {"num_processes"}
     include = launcher.get("include", launcher.get("i"))
     if one is None and isinstance(include, str) and ":" in include:
         one = sum(len(host.partition(":")[2].split(",")) for host in include.split("@"))
-        return one
+        return one, {"include", "i"}
     if one is None and visible:
-        one = len([part for part in visible.split(",") if part.strip()])
-    return None if one is None else one * (number(_NODES) or 1)
+        one, given = len([part for part in visible.split(",") if part.strip()]), {_VISIBLE}
+    return (None, set()) if one is None else (one * (number(_NODES) or 1), given | nodes)

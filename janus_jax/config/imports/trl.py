@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from janus_jax.config.imports import training_keys
+from janus_jax.config.imports import schedules, training_keys
 from janus_jax.config.imports import trl_keys as keys
 from janus_jax.config.imports.axolotl import dpo_loss
 from janus_jax.config.imports.ledger import Build, Ledger, shown
@@ -25,7 +25,7 @@ _OVERLONG = {"sft": "truncate", "dpo": "truncate", "orpo": "truncate", "rm": "dr
 
 def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str:
     """As `axolotl.convert`. `trainer`: sft, dpo, orpo or rm, or nothing if the file does not say it."""
-    devices = devices or _launched(ledger)
+    devices = _launched(ledger, devices)
     objective = trainer or _guessed(ledger)
     if objective not in _RATES:
         raise ConfigError(f"{ledger.file}: objective {objective}: not here; allowed: {', '.join(_RATES)}")
@@ -46,16 +46,22 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
         ledger.judge(key, "not supported" if on else "ignored", note=training_keys.LORA if on else "use_peft is off")
     for key in (one for first in keys.OF_OBJECTIVES.split() for one in ledger.under(first)):
         ledger.judge(key, "ignored", note="of another trainer")
+    if ledger.get("eos_token") == "</s>":
+        ledger.judge("eos_token", "kept", note="as in the tokenizer")
     ledger.unsupported(keys.UNSUPPORTED, keys.NEUTRAL)
     ledger.not_needed(keys.NOT_NEEDED)
     ledger.rest(keys.known(), "stops")
     return objective
 
 
-def _launched(ledger: Ledger) -> int | None:
-    """The devices of options that `trl` gives to accelerate; None: there are none."""
+def _launched(ledger: Ledger, devices: int | None) -> int | None:
+    """The devices: those given, or those of options that `trl` gives to accelerate; None: there are none."""
+    key = "num_processes" if ledger.given("num_processes") else "accelerate_config"
     number = ledger.whole("num_processes", low=1)
-    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"), of_trl=True)
+    number = number or accelerate_devices(ledger.file, ledger.get("accelerate_config"), of_trl=True)
+    if number is not None:
+        ledger.name_devices([key], number, devices)
+    return devices or number
 
 
 def _guessed(ledger: Ledger) -> str:
@@ -131,8 +137,8 @@ def _loss(ledger: Ledger, objective: str) -> None:
 
 
 def _rates(ledger: Ledger, objective: str) -> None:
-    rate = training_keys.learning(ledger, "learning_rate", _RATES[objective])
-    name = training_keys.schedule(ledger, "lr_scheduler_type", "linear", rate, kwargs_key="lr_scheduler_kwargs")
+    rate = schedules.learning(ledger, "learning_rate", _RATES[objective])
+    name = schedules.schedule(ledger, "lr_scheduler_type", "linear", rate, kwargs_key="lr_scheduler_kwargs")
     steps, ratio = ledger.number("warmup_steps"), ledger.number("warmup_ratio", high=1)
     if steps is not None and 0 < steps < 1:  # transformers 5
         ledger.write("schedule.warmup_steps", None)
@@ -141,10 +147,8 @@ def _rates(ledger: Ledger, objective: str) -> None:
     else:
         whole = None if steps is None else int(steps)
         use = None if whole else ratio
-        training_keys.warmup(
-            ledger, name, "warmup_steps", "warmup_ratio", steps=whole if use is None else None, ratio=use
-        )
-    training_keys.length_of_run(ledger, "num_train_epochs", 3.0, "max_steps")
+        schedules.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=whole if use is None else None, ratio=use)
+    schedules.length_of_run(ledger, "num_train_epochs", 3.0, "max_steps")
 
 
 def _precision(ledger: Ledger) -> None:

@@ -60,7 +60,7 @@ UNSUPPORTED = {
     "one limit for prompt and response here": "max_prompt_length",
     "the loss is for one recipe's data": "dataset_batch_size num_of_sequences",
 }
-NEUTRAL = {"f_divergence_type": lambda value: value == "reverse_kl", "eos_token": lambda value: value == "</s>"}
+NEUTRAL = {"f_divergence_type": lambda value: value == "reverse_kl"}
 LORA_DETAILS = (
     "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type "
     "use_rslora use_dora bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage"

@@ -24,6 +24,8 @@ from janus_jax.data.columns import Columns, NoPreferenceError, RecordError, numb
 from janus_jax.data.messages import read_messages
 from janus_jax.data.schema import Record, pair
 
+_RATED = ("prompt", "response", "helpfulness", "correctness")
+"""Columns of HelpSteer2's main files, which hold no pairs."""
 _TURNS = ("\n\nHuman:", "\n\nAssistant:")
 
 
@@ -40,6 +42,9 @@ def published_record(raw: Any, kind: str) -> Record | None:
     for columns, read in _SETS.items():
         if all(column in raw for column in columns) and (read is not _oasst or raw.get("system") is None):
             return read(raw if isinstance(raw, Columns) else Columns(raw))
+    if all(column in raw for column in _RATED) and not any(column in raw for column in ("chosen", "chosen_response")):
+        what = f"has columns {', '.join(_RATED)}: single responses with scores, as in the main files of HelpSteer2"
+        raise RecordError("missing_field", f"{what}; pairs come from the preference files of that set")
     no_prompt = all(raw.get(column) is None for column in ("system", "prompt", "instruction", "input"))
     sides = [raw.get(column) for column in ("chosen", "rejected")]
     if no_prompt and all(isinstance(side, str) and any(turn in side for turn in _TURNS) for side in sides):

@@ -171,6 +171,8 @@ def _directory_splits(
             splits.setdefault(name, []).append(path)
     if not splits:
         return {unnamed_split: files}
+    if unnamed and (rows := directory / "collection").is_dir() and (directory / "provenance").is_dir():
+        raise DataError(directory, f"is the output of a synthesis, which holds more than records; give {rows}")
     if unnamed:
         raise DataError(
             unnamed[0],

@@ -24,6 +24,7 @@ from janus_jax.data.columns import (
     filled,
     shown,
     text,
+    without,
 )
 from janus_jax.data.tally import note
 from janus_jax.errors import DataError, first_line, named
@@ -40,6 +41,8 @@ ALIASES = {
 }
 """Column -> the names it has in published benches. Without another prompt, `input` is the prompt; beside one, it
 follows the prompt. Of several names of a source, the first one counts."""
+_PUBLISHED = ("preference_set",)
+"""Columns of Multifaceted Bench that judging does not need."""
 OTHER_SYSTEM = "asked_with"
 """Column of answers that were made with another system message than that of their row: which one."""
 SCORES = range(1, 6)
@@ -177,6 +180,8 @@ def _row(columns: Columns, place: str) -> CheckedRow:
     reference = text(columns[names["reference_answer"]], names["reference_answer"])
     rubrics, form = _rubrics(columns[names["rubrics"]], names["rubrics"])
     source = "" if not names["source"] else text(columns[names["source"]], names["source"], may_be_empty=True)
+    for column in _PUBLISHED:
+        columns.get(column)  # read, so that no note names it
     given = columns["id"] if columns.has("id") else None
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise RecordError("wrong_type", f"column 'id' must be a string or a whole number, found {shown(given)}")
@@ -203,10 +208,8 @@ def _name(columns: Columns, column: str) -> str:
 
 
 def _missing(columns: Columns, column: str, *more: str) -> RecordError:
-    allowed = " or ".join(map(repr, (*ALIASES[column], *more)))
-    return RecordError(
-        "missing_field", f"has no {column}: {allowed} is needed; found: {', '.join(columns) or 'nothing'}"
-    )
+    names = (*ALIASES[column], *more)
+    return without(columns, names, f"has no {column}: {' or '.join(map(repr, names))} is needed")
 
 
 def _rubrics(value: Any, column: str) -> tuple[tuple[Rubric, ...], str]:

@@ -81,6 +81,7 @@ def test_padding_that_is_not_here_is_named(key: str, value: object, tmp_path: Pa
         ("model_type", "GemmaForCausalLM", "not supported"),
         ("lora_r", 8, "ignored"),
         ("dpo_beta", 0.3, "ignored"),
+        ("saves_per_epoch", 2, "approximated"),
         ("rl_beta", 0.3, "ignored"),
         ("adapter", "", "not needed"),
         ("deepspeed", "zero3.json", "not needed"),
@@ -118,7 +119,8 @@ def test_one_verdict_for_a_key(key: str, value: Any, verdict: str, tmp_path: Pat
         ({"rl": "ipo", "rl_beta": 0.2}, {"objective.loss": "ipo", "objective.beta": 0.2}),
         ({"rl": "dpo", "dpo_label_smoothing": 0.1}, {"objective.label_smoothing": None, "objective.beta": 0.1}),
         ({"rl": "dpo", "dpo_loss_type": ["robust"], "dpo_label_smoothing": 0.1}, {"objective.label_smoothing": 0.1}),
-        ({"rl": "dpo", "dpo_beta": 0.3}, {"objective.beta": 0.1}),
+        ({"rl": "dpo", "dpo_beta": 0.3}, {"objective.beta": 0.3}),
+        ({"rl": "dpo", "dpo_beta": 0.3, "rl_beta": 0.2}, {"objective.beta": 0.2}),
         ({"rl": "simpo", "simpo_gamma": 0.4}, {"objective.gamma": 0.4, "objective.sft_weight": 1.0}),
         ({"reward_model": True, "center_rewards_coefficient": 0.01}, {"objective.center_weight": 0.01}),
         ({"excess_length_strategy": "raise"}, {"batch.overlong": "error"}),
@@ -156,6 +158,45 @@ def test_early_stopping_needs_an_evaluation_at_each_save(
     assert (line in report["defects"]) == stops
 
 
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"warmup_steps": 10, "warmup_ratio": 0.1}, "warmup_steps and warmup_ratio are both given"),
+        ({"save_steps": 100, "saves_per_epoch": 1}, "save_steps and saves_per_epoch are both given"),
+        ({"eval_steps": 50, "evals_per_epoch": 4}, "eval_steps and evals_per_epoch are both given"),
+        ({"test_datasets": DATA, "val_set_size": 0.1}, "test_datasets and val_set_size are both given"),
+        ({"sample_packing": True, "rl": "dpo"}, "sample_packing and rl are both given"),
+        ({"save_steps": 5, "save_strategy": "epoch"}, "save_steps with save_strategy = epoch"),
+        ({"eval_steps": 5, "evaluation_strategy": "epoch"}, "eval_steps with eval_strategy = epoch"),
+        ({"evals_per_epoch": 5, "eval_strategy": "epoch"}, "evals_per_epoch with eval_strategy = epoch"),
+        ({"eval_steps": 5, "val_set_size": 0}, "val_set_size = 0 with eval_steps or eval_strategy"),
+        ({"sample_packing": True, "eval_table_size": 5}, "sample_packing with eval_table_size"),
+        ({"micro_batch_size": None, "batch_size": 8}, "batch_size: needs micro_batch_size"),
+        ({"rl": "dpo", "dpo_loss_weights": [1.0]}, "dpo_loss_weights: needs dpo_loss_type"),
+        ({"rl": "dpo", "dpo_loss_type": ["hinge"], "dpo_loss_weights": [1, 2]}, "dpo_loss_type and dpo_loss_weights"),
+        ({"rl": "orpo", "dpo_loss_type": ["hinge"]}, "dpo_loss_type, dpo_loss_weights: for rl: dpo alone"),
+        ({"rl": "simpo", "warmup_ratio": 0.1}, "warmup_ratio with rl: simpo"),
+        ({"activation_offloading": True}, "activation_offloading: needs"),
+        ({"tensor_parallel_size": 2, "optimizer": "adamw_bnb_8bit"}, "tensor_parallel_size with optimizer"),
+        ({"warmup_steps": 10, "warmup_ratio": 0, "saves_per_epoch": 1, "evals_per_epoch": 1, "val_set_size": 0}, None),
+        ({"save_steps": 5, "save_strategy": "steps", "eval_steps": 5, "eval_strategy": "steps"}, None),
+    ],
+)
+def test_what_the_tool_stops_at(keys: dict[str, Any], line: str | None, tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=2)
+    stops = [one for one in report["defects"] if one.endswith(": the tool stops")]
+    assert [one.startswith(line or "none") for one in stops] == [True] * bool(line)
+
+
+def test_of_two_keys_that_exclude_each_other_one_counts(tmp_path: Path) -> None:
+    keys = {"save_steps": 100, "saves_per_epoch": 1, "warmup_steps": 10, "warmup_ratio": 0.1}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    assert report["config"]["checkpoint"]["every_steps"] == 100 and report["config"]["schedule"]["warmup_steps"] == 10
+    own = verdicts(report)
+    assert (own["save_steps"], own["saves_per_epoch"], own["warmup_ratio"]) == ("kept", "ignored", "ignored")
+    assert "needs the number of steps" not in str(report)
+
+
 def test_fsdp_turns_on_what_the_file_turns_off(tmp_path: Path) -> None:
     keys = {"gradient_checkpointing": False, "fsdp_config": {"fsdp_activation_checkpointing": True}}
     _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
@@ -189,8 +230,8 @@ def test_the_file_says_its_devices_by_the_sizes_of_its_mesh(tmp_path: Path) -> N
     [
         ({"type": "completion", "field": "text"}, "not supported", "plain", ""),
         ({"type": "input_output"}, "not supported", "plain", ""),
-        ({"type": "sharegpt"}, "kept", "chatml", "has no such type and stops"),
-        ({"type": "sharegpt", "conversation": "mistral"}, "kept", None, "has no such type and stops"),
+        ({"type": "sharegpt"}, "approximated", "chatml", "has no such type and stops"),
+        ({"type": "sharegpt", "conversation": "mistral"}, "approximated", None, "has no such type and stops"),
         ({"type": "alpaca"}, "approximated", "plain", ""),
     ],
 )
@@ -202,6 +243,34 @@ def test_types_of_data(data: dict[str, str], verdict: str, template: str | None,
     assert (f"--template {template}" if template else "--out data/x") in report["commands"][-1]
     assert any(defect in one for one in report["defects"]) == bool(defect)
     assert "unknown" not in own.values()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "verdict", "note"),
+    [
+        ("roles_to_train", ["assistant"], "not needed", "is the default"),
+        ("roles_to_train", ["gpt"], "kept", "another name of assistant, the default"),
+        ("roles_to_train", ["user"], "not supported", "other tokens count in the loss"),
+        ("roles_to_train", [], "not supported", "other tokens count in the loss"),
+        ("train_on_eos", "turn", "not needed", "is the default"),
+        ("train_on_eos", "last", "kept", "a record is one exchange here, so that the last turn is the only one"),
+        ("train_on_eos", "none", "not supported", "other tokens count in the loss"),
+        ("shards", 0, "not needed", "is off"),
+    ],
+)
+def test_defaults_of_a_data_set(key: str, value: Any, verdict: str, note: str, tmp_path: Path) -> None:
+    data = [{"path": "a/b", "type": "chat_template", key: value}]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data, "chat_template": "chatml"}, devices=1)
+    row = next(row for row in report["keys"] if row["key"] == f"datasets[0].{key}")
+    assert (row["verdict"], row["note"]) == (verdict, note)
+
+
+def test_each_data_set_without_bos_is_named(tmp_path: Path) -> None:
+    data = [{"path": one, "type": "chat_template"} for one in ("a/b", "c/d")]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"datasets": data, "chat_template": "chatml"}, devices=1)
+    lines = [one for one in report["by_hand"] if one.startswith("BOS of ")]
+    assert [one.split(":")[0] for one in lines] == ["BOS of datasets[0]", "BOS of datasets[1]"]
+    assert all("every data set of the run" in one for one in lines)
 
 
 def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:

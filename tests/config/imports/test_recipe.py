@@ -13,7 +13,7 @@ from janus_jax.cli import config as command
 from janus_jax.config.imports.recipe import import_recipe
 from janus_jax.config.run import load_config
 from janus_jax.errors import ConfigError
-from tests.support.recipes import PUBLISHED, imported
+from tests.support.recipes import PUBLISHED, imported, verdicts
 
 RUN = CliRunner()
 
@@ -35,6 +35,15 @@ def test_refuses_and_writes_nothing_unless_forced(file: Path, tmp_path: Path) ->
     assert load_config(out).batch.examples == 16
     again = RUN.invoke(command.app, ["import", str(file), "--out", str(out), "--force"])
     assert isinstance(again.exception, ConfigError) and "exists" in str(again.exception)
+
+
+def test_head_of_a_forced_file_names_what_stands_for_a_value(tmp_path: Path) -> None:
+    keys = {"num_epochs": 1.5, "lr_scheduler": "rex"}
+    recipe, _ = imported(tmp_path, "x.yml", PUBLISHED["orpo.yml"] | keys, devices=1)
+    head = (
+        "# Not here: lr_scheduler (rex; instead schedule.name = cosine), num_epochs (1.5; instead schedule.epochs = 2)"
+    )
+    assert head in recipe.text.splitlines() and "epochs: 2" in recipe.text
 
 
 def test_yaml_and_json_on_stdout(file: Path) -> None:
@@ -208,6 +217,8 @@ def test_what_only_a_shell_knows_is_done_by_hand(text: str, tmp_path: Path) -> N
     assert config["run"]["dir"] == "runs/y" and "--source SET-BY-HAND" in report["commands"][-1]
     for ours in ("--source of data/y: dataset", "init.from: pretrain", "run.dir: save_path", "data.split: train_split"):
         assert f"{ours} = {text}" in lines
+    keys = ("pretrain", "ref_pretrain", "save_path", "train_split")
+    assert {verdicts(report)[key] for key in keys} == {"by hand"}
     _, report = imported(tmp_path, "y.sh", script, devices=1, overrides=["init.from=a/b", "data.dir=data/mine"])
     assert not any(one.startswith("init.from:") for one in report["by_hand"])
     assert any(one.startswith("--source of data/mine: ") for one in report["by_hand"])

@@ -1,10 +1,12 @@
 """What TRL's keys become."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from janus_jax.errors import ConfigError
 from tests.support.recipes import imported, verdicts
@@ -66,6 +68,47 @@ def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path)
     assert not report["refused"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "defect", "ratio"),
+    [
+        ("cosine_with_min_lr", None, "needs either min_lr or min_lr_rate in lr_scheduler_kwargs", None),
+        ("cosine_with_min_lr", {"min_lr": 1e-7, "min_lr_rate": 0.1}, "needs either min_lr or min_lr_rate in", 0.1),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2}, "", 0.2),
+        ("cosine_with_min_lr", {"min_lr": 1e-7}, "", 0.1),
+        ("cosine", {"min_lr_rate": 0.2}, "this schedule has no min_lr_rate", 0.2),
+    ],
+)
+def test_lowest_rate_of_a_schedule(
+    name: str, kwargs: dict[str, float] | None, defect: str, ratio: float | None, tmp_path: Path
+) -> None:
+    from transformers import get_scheduler
+
+    keys = {"lr_scheduler_type": name, "lr_scheduler_kwargs": kwargs, "learning_rate": 1e-6}
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1, objective="dpo")
+    assert report["config"]["schedule"].get("min_rate_ratio") == ratio
+    stops = [one for one in report["defects"] if one.startswith(f"lr_scheduler_type = {name}: ")]
+    assert [defect in one for one in stops] == [True] * bool(defect)
+    assert verdicts(report)["lr_scheduler_type"] == ("kept" if kwargs else "approximated")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-6)
+    with pytest.raises((TypeError, ValueError)) if defect else contextlib.nullcontext():
+        rates = get_scheduler(name, optimizer, 0, 10, kwargs)
+        for _ in range(10):
+            optimizer.step()
+            rates.step()
+        assert rates.get_last_lr() == [pytest.approx(1e-6 * (ratio or 0.0))]
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
+def test_label_smoothing_is_advised_where_the_loss_has_it(loss: str, tmp_path: Path) -> None:
+    keys = SMALL | {"loss_type": loss, "label_smoothing": 0.1}
+    _, report = imported(tmp_path, "x.yaml", keys, devices=1, objective="dpo")
+    line = next(one for one in report["defects"] if one.startswith("label_smoothing = 0.1: the loss "))
+    advice = "objective.label_smoothing=0.1"
+    assert (advice in line) == (loss == "sigmoid")
+    with pytest.raises(ConfigError) if loss != "sigmoid" else contextlib.nullcontext():
+        imported(tmp_path, "x.yaml", keys, devices=1, objective="dpo", overrides=[advice])
+
+
 def test_one_key_that_sets_two_names_both(tmp_path: Path) -> None:
     _, report = imported(tmp_path, "x.yaml", SMALL | {"loss_type": ["sigmoid", "sft"]}, devices=1, objective="dpo")
     row = next(row for row in report["keys"] if row["key"] == "loss_type")
@@ -84,7 +127,7 @@ def test_command_overrides_its_file(tmp_path: Path) -> None:
     assert report["config"]["schedule"]["learning_rate"] == 2e-5
     assert report["config"]["objective"]["beta"] == 0.3 and report["config"]["batch"]["examples"] == 64
     assert "learning_rate: the command line overrides conf.yaml" in report["defects"]
-    assert verdicts(report)["accelerate --num_processes"] == "not needed"
+    assert verdicts(report)["accelerate --num_processes"] == "kept"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +171,30 @@ def test_devices_of_accelerate(command: str, devices: int | None, tmp_path: Path
     assert any(one.startswith("devices: ") for one in report["by_hand"]) == (devices is None)
 
 
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("accelerate launch --num_processes 4 trl/scripts/dpo.py", "accelerate --num_processes"),
+        ("torchrun --nnodes 2 --nproc_per_node 2 trl/scripts/dpo.py", "torchrun --nproc_per_node"),
+        ("CUDA_VISIBLE_DEVICES=0,1,2,3\npython trl/scripts/dpo.py", "CUDA_VISIBLE_DEVICES"),
+        ("trl dpo --num_processes 4", "num_processes"),
+    ],
+)
+def test_devices_of_the_file_are_kept_or_replaced(command: str, key: str, tmp_path: Path) -> None:
+    script = f"{command} --model_name_or_path a/b --dataset_name c/d"
+    for devices, batch, verdict, note in (
+        (None, 32, "kept", "the batch is computed with them"),
+        (4, 32, "kept", "the batch is computed with them"),
+        (8, 64, "not needed", "--devices 8 replaces it"),
+    ):
+        _, report = imported(tmp_path, "x.sh", script, devices=devices)
+        assert report["config"]["batch"]["examples"] == batch
+        row = next(row for row in report["keys"] if row["key"] == key)
+        assert (row["verdict"], row["note"]) == (verdict, note)
+        replaced = [{"key": "--devices", "old": 4, "new": 8}] if devices == 8 else []
+        assert report["overrides"] == replaced
+
+
 def test_negated_options_are_those_of_switches_that_are_on(tmp_path: Path) -> None:
     options = "--model_name_or_path a/b --dataset_name c/d --no_packing --no_gradient_checkpointing --no_learning_rate"
     _, report = imported(tmp_path, "x.sh", f"trl sft {options}", devices=1)
@@ -155,6 +222,7 @@ def test_splits_are_those_of_builds(named: str, ours: str | None, by_hand: bool,
         f"data: dataset_train_split = {named}: give --source the files of that split alone, as {ours or 'train'}=PATH"
     )
     assert (line in report["by_hand"]) == by_hand
+    assert verdicts(report)["dataset_train_split"] == ("by hand" if by_hand else "kept")
 
 
 @pytest.mark.parametrize(

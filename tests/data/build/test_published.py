@@ -304,3 +304,13 @@ def test_real_conversations_part_where_their_last_responses_begin(tmp_path, toke
     for record, texts in zip(records[::8], wholes[::8], strict=True):
         prompt, *responses = encode_example(ChatFormat(PLAIN, tokenizer), record, "rm")
         assert [[*prompt, *response] for response in responses] == [[1, *tokenizer.encode(t), 2] for t in texts]
+
+
+def test_scored_responses_of_helpsteer2_name_its_preference_files(tmp_path):
+    row = {"prompt": "Why?", "response": "So.", "helpfulness": 3, "correctness": 4, "coherence": 4}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(
+        DataError, match=r"train.jsonl:1: .*single responses with scores.* pairs come from the preference"
+    ):
+        list(read_records(tmp_path / "train.jsonl", "dpo"))
+    assert [one.chosen for one in read_records(tmp_path / "train.jsonl", "sft")] == ["So."]

@@ -3,7 +3,9 @@
 import json
 from collections import Counter
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from janus_jax.data.build.ratings import COLUMNS, Ratings
 from janus_jax.data.build.readers import read_records
@@ -52,6 +54,39 @@ def test_a_margin_of_the_record_stays_and_a_pair_without_ratings_is_bad(tmp_path
     path = written(tmp_path / "null.jsonl", [rated | {"score_chosen": None}])
     with pytest.raises(DataError, match=r"null.jsonl:1: column 'score_chosen' is null; a rating is needed"):
         list(read_records(path, "dpo", ratings=Ratings(0)))
+
+
+ORCA = {"system": "", "input": "Why?", "chosen": "Because.", "rejected": "No.", "rating": [6.0, 9.0]}
+ORCA |= {"generations": ["No.", "Because."], "order": ["rejected", "chosen"], "chosen_score": 9.0, "status": "x"}
+
+
+def test_lists_of_ratings_belong_to_responses_by_their_texts(tmp_path):
+    swapped = ORCA | {"chosen": "No.", "rejected": "Because.", "rating": [8.0, 7.0], "chosen_score": 8.0}
+    path = written(tmp_path / "rows.jsonl", [ORCA, swapped])
+    parquet.write_table(pyarrow.Table.from_pylist([ORCA, swapped]), tmp_path / "rows.parquet")
+    for file in (path, tmp_path / "rows.parquet"):
+        made = list(read_records(file, "dpo", ratings=Ratings(as_margin=True)))
+        assert [(one.chosen, one.margin) for one in made] == [("Because.", 3), ("No.", 1)]
+    dropped = Counter()
+    assert len(list(read_records(path, "dpo", ratings=Ratings(3), dropped=dropped))) == 1
+    assert dropped == {"margin_too_small": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"generations": ["No.", "No."]}, "'generations' holds the chosen response 0 times; needed: once"),
+        ({"generations": ["No.", "Because.", "Because."], "rating": [1, 2, 3]}, "holds the chosen response 2 times"),
+        ({"rating": [6.0]}, "columns 'rating' and 'generations' must be lists of one length"),
+        ({"chosen_score": 6.0}, "'chosen_score' is 6, but 'rating' rates the chosen response 9; they must agree"),
+        ({"generations": None}, "'rating' is a list, and no column 'generations' says which responses it rates; pairs"),
+        ({"rating": None, "chosen_score": None}, "column 'chosen_score' is null; a rating is needed"),
+    ],
+)
+def test_lists_of_ratings_that_cannot_be_assigned_are_refused(tmp_path, change, words):
+    path = written(tmp_path / "rows.jsonl", [ORCA | change])
+    with pytest.raises(DataError, match=words):
+        list(read_records(path, "dpo", ratings=Ratings(3)))
 
 
 def test_a_margin_of_the_record_needs_no_ratings_beside_it(tmp_path):

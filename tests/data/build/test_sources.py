@@ -126,6 +126,14 @@ def test_split_folders_and_names_of_validation(tmp_path):
     assert find_splits(tmp_path) == {"validation": [paths[0]], "train": [paths[1]]}
 
 
+def test_output_of_a_synthesis_names_the_folder_of_its_records(tmp_path):
+    for name in ("collection/train.jsonl", "bench/train.jsonl", "provenance/bench.jsonl"):
+        write_json_lines(tmp_path / name, QUESTIONS)
+    with pytest.raises(DataError, match=f"is the output of a synthesis, .*; give {tmp_path}/collection$"):
+        find_splits(tmp_path)
+    assert find_splits(tmp_path / "collection") == {"train": [tmp_path / "collection/train.jsonl"]}
+
+
 def test_directory_with_a_stray_file_is_refused(tmp_path):
     for name in ("train.jsonl", "extra.jsonl"):
         write_records(tmp_path / name, QUESTIONS)

@@ -66,10 +66,10 @@ def test_every_form_of_a_release_is_the_same_bench(tmp_path, bench):
 
 def test_one_rubric_may_stand_alone_and_other_columns_are_counted(tmp_path):
     unread = Counter()
-    rows = [bench_row(0, rubrics=ROWS[0]["rubrics"][0], preference_set=[{"a": 1}], input="and more")]
+    rows = [bench_row(0, rubrics=ROWS[0]["rubrics"][0], preference_set=[{"a": 1}], level=3, input="and more")]
     (row,) = read_bench(write_rows(tmp_path / "b.jsonl", rows), unread=unread)
     assert len(row.rubrics) == 1 and row.prompt == "Question 0?\nand more"
-    assert unread == {"preference_set": 1}
+    assert unread == {"level": 1}
 
 
 RUBRIC = ROWS[0]["rubrics"][0]
