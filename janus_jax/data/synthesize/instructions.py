@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from janus_jax.data.build.published import published_record
 from janus_jax.data.build.readers import raw_records
 from janus_jax.data.build.sources import find_splits
-from janus_jax.data.columns import Columns, RecordError, alike, columns_of, filled, optional_text, text
+from janus_jax.data.columns import Columns, RecordError, alike, columns_of, filled, optional_text, text, without
 from janus_jax.data.messages import is_messages, read_conversation
 from janus_jax.data.notes import CONTROL
-from janus_jax.data.schema import ALIASES, name_of
+from janus_jax.data.schema import ALIASES, OTHER_NAMES, name_of
 from janus_jax.data.synthesize import gates
 from janus_jax.data.synthesize.config import InstructionsSection, SourceSection
 from janus_jax.data.synthesize.files import digest_of
@@ -233,10 +233,9 @@ def _texts(columns: Columns, first: bool) -> tuple[str, str]:
     for other in ("question", "query"):
         if columns.has(other):
             return system, text(columns[other], other)
-    present = ", ".join(map(str, columns)) or "nothing"
-    raise RecordError(
-        "missing_field", f"has no prompt ({', '.join(ALIASES['prompt'])}), messages or input; found: {present}"
-    )
+    prompts, chats = (*ALIASES["prompt"], *OTHER_NAMES["prompt"]), ALIASES["messages"]
+    missing = f"has no prompt ({', '.join(prompts)}), messages ({', '.join(chats)}) or input"
+    raise without(columns, (*prompts, *chats, "input"), missing)
 
 
 def _first_turn(columns: Columns, first: bool) -> str:

@@ -44,7 +44,8 @@ def test_the_instruction_of_a_record_has_no_system_message(record, expected):
     ("record", "reason"),
     [
         ({"output": "x"}, "missing_field"),
-        ({"prompt": " "}, "missing_field"),
+        ({"prompt": " "}, "empty_field"),
+        ({"question": None}, "missing_field"),
         ({"input": "s\np", "chosen": "a", "rejected": "b"}, "joined_system"),
         ({"prompt": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"}, "several_exchanges"),
         ("text", "wrong_type"),
