@@ -11,23 +11,9 @@ from hypothesis import strategies as st
 from janus_jax.config.objectives import OBJECTIVES
 from janus_jax.config.run import RunConfig, load_config, to_yaml
 from janus_jax.errors import ConfigError
-from tests.support.run_configs import SMALLEST_YAML
+from tests.support.run_configs import SMALLEST_YAML, complaint
 
 NAMES = " | ".join(sorted(OBJECTIVES))
-
-
-@pytest.fixture
-def small(tmp_path):
-    path = tmp_path / "small.yaml"
-    path.write_text(SMALLEST_YAML)
-    return path
-
-
-def complaint(path, *overrides) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, overrides)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
 
 
 def test_a_small_file_gets_the_documented_defaults(small):

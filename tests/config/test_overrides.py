@@ -4,21 +4,7 @@ import pytest
 
 from janus_jax.config.run import load_config
 from janus_jax.config.yaml_file import read_tree
-from janus_jax.errors import ConfigError
-from tests.support.run_configs import SMALLEST_YAML
-
-
-@pytest.fixture
-def small(tmp_path):
-    path = tmp_path / "small.yaml"
-    path.write_text(SMALLEST_YAML)
-    return path
-
-
-def complaint(path, *overrides) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, overrides)
-    return str(caught.value)
+from tests.support.run_configs import complaint
 
 
 def test_overrides_win_and_the_last_one_counts(small):

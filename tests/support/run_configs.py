@@ -1,6 +1,9 @@
 """Configurations of runs: the smallest file, a run of the tiny model, and those in configs/."""
 
+import pytest
+
 from janus_jax.config.run import RunConfig, load_config
+from janus_jax.errors import ConfigError
 from tests.support.repository import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -54,3 +57,11 @@ def run_config(root, run, kind="sft", **changes) -> RunConfig:
 def recipe(name="sft_65k", *overrides) -> RunConfig:
     """A file of configs/ with overrides as on the command line."""
     return load_config(ROOT / f"configs/{name}.yaml", overrides)
+
+
+def complaint(path, *overrides) -> str:
+    """The message with which a configuration is refused."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)

@@ -234,9 +234,8 @@ def commonest(reasons: Counter[str]) -> str:
 def summary(name: str, value: Mapping[str, Any]) -> str:
     """What a step made and left out, from its step.json."""
     read = value["counts"].get("read")
-    per_instruction = value.get("settings", {}).get(
-        "per_instruction", 1
-    )  # rows; the collection drops whole instructions
+    # Rows: the collection drops whole instructions.
+    per_instruction = value.get("settings", {}).get("per_instruction", 1)
     lost = ", ".join(
         f"{counted(count, 'instruction')} ({counted(count * per_instruction, 'row')}) {reason}"
         if reason == INCOMPLETE
