@@ -42,7 +42,7 @@ def scatter_sum(gradient: Array, place: Placement, axes: tuple[str, ...]) -> Arr
     for dim, names in _gathers(place, axes):
         for name in names:  # the first is the major one
             if name in remaining:
-                gradient = _reduce_scatter(gradient, name, dim)
+                gradient = _reduce_scatter(gradient, name, dim, place)
                 remaining.remove(name)
             else:  # its devices have seen the same tokens
                 size = gradient.shape[dim] // jax.lax.axis_size(name)
@@ -64,9 +64,12 @@ def largest(logits: Float[Array, "B V"], count: int, place: Placement) -> tuple[
     return values, ids
 
 
-def _reduce_scatter(x: Array, name: str, dim: int) -> Array:
-    """`psum_scatter` as an all-to-all and a sum. The TPU compiler turns `psum_scatter` into an all-reduce whose
-    slice is taken much later, and holds the whole until then: 0.5 GiB of a 7B model's head."""
+def _reduce_scatter(x: Array, name: str, dim: int, place: Placement) -> Array:
+    """`psum_scatter`, elsewhere than on CPUs as an all-to-all and a sum. The TPU compiler turns `psum_scatter` into an
+    all-reduce whose slice is taken much later, and holds the whole until then: 0.5 GiB of a 7B model's head. On CPUs
+    XLA is slow at that sum."""
+    if place.platform == "cpu":
+        return jax.lax.psum_scatter(x, name, scatter_dimension=dim, tiled=True)
     shards = jax.lax.axis_size(name)
     parts = jax.lax.all_to_all(x, name, dim, dim, tiled=True)
     shape = (*x.shape[:dim], shards, x.shape[dim] // shards, *x.shape[dim + 1 :])
