@@ -91,7 +91,8 @@ class Outputs:
     def _run(self, entry: KeyEntry, weights: dict[KeyPath, np.ndarray]) -> None:
         with jax.default_device(cpu_device()):
             if entry.layer is not None:
-                self._x = jax.block_until_ready(_layer(self._config, nest(weights), self._x, self._layout))
+                placed = jax.device_put(nest(weights), cpu_device())  # unlike jit, this copies no aligned array
+                self._x = jax.block_until_ready(_layer(self._config, placed, self._x, self._layout))
             elif entry.path == ("embedding",):
                 embedding = weights[entry.path]
                 self._x = jnp.asarray(embedding[self._tokens], jnp.float32)[None]

@@ -20,6 +20,8 @@ _SEARCHED = 1 << 17
 _SMALLEST_KEPT, _KEPT_BYTES = 4 << 20, 512 << 20
 """Memory of earlier blocks that is kept for later ones: of one block, and of all. The system clears what it gives,
 which may take longer than all the work on a block."""
+_ALIGNMENT = 64
+"""Bytes. JAX reads an array that begins at such an address where it lies, and copies any other."""
 
 _contexts: list[None] = []
 _kept: collections.deque[np.ndarray] = collections.deque()
@@ -73,12 +75,18 @@ def recycled() -> Iterator[None]:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A new array; see `recycled`."""
+    """A new array that JAX need not copy; see `recycled`."""
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST_KEPT or not _contexts:
-        return np.empty(shape, dtype)
+        return _aligned(size).view(dtype).reshape(shape)
     memory = _taken(size)
-    return np.asarray(_Lent(np.empty(size, np.uint8) if memory is None else memory)).view(dtype).reshape(shape)
+    return np.asarray(_Lent(_aligned(size) if memory is None else memory)).view(dtype).reshape(shape)
+
+
+def _aligned(size: int) -> np.ndarray:
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size]
 
 
 def _taken(size: int) -> np.ndarray | None:
