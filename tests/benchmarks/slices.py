@@ -116,6 +116,7 @@ def _said(config: Any, wanted: Wanted, cells: list[Cell]) -> list[str]:
         cell = (fitting or tried)[0]
         how = "compiled" if fitting else f"{cell.status}, compiled"
         needs = "more" if cell.peak is None else f"{cell.peak / GIB:.2f}"
+        needs = f"about {needs}" if cell.plan and cell.plan["memory"]["peak_is_estimate"] else needs
         speeds = (cell.tokens_per_s, cell.serial_tokens_per_s)
         mfu = cell.plan["bound"]["mfu"] if cell.plan and cell.plan["bound"] else None
     else:
