@@ -3,8 +3,10 @@
 import concurrent.futures
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
+    from janus_jax.model.config import ModelConfig
 
 _CONFIGS = Path(__file__).parent
 _ONLY_AT_THE_END = 10**9
@@ -40,29 +43,31 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     started = time.perf_counter()
     console = Console()
     out = Path(os.path.expanduser(out))
-    from janus_jax.parallel import processes
-    from janus_jax.storage import staging
-
-    processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
-    from janus_jax.checkpoint.stored_model import open_model
-    from janus_jax.cli.demo import figures, report
-    from janus_jax.config.run import load_config
-    from janus_jax.evaluation.pairs import pair_accuracies
     from janus_jax.model.config import PRESETS
+    from janus_jax.parallel import environment
     from janus_jax.text.tokenizer import load_tokenizer
-    from janus_jax.training.run import train
-    from janus_jax.training.setup import prepare
 
+    environment.keep_freed_memory()  # before the first thread: one that exists keeps a heap of its own
     stage = STAGES[objective]
-    shape = PRESETS["tiny"] if model is None else open_model(model).config
+    shape = PRESETS["tiny"] if model is None else _shape(model)
     mesh = largest_mesh(shape, devices)
     load_tokenizer(model)  # fails on bad input before anything is written
     _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
-    sft_data, counts = _build("sft", model, out)
-    console.print(counts, highlight=False)
-    with _beside() as beside:
-        building = beside.submit(_build, stage.name, model, out)
+    with _beside() as (process, thread):
+        sft_building, building = (process.submit(_build, kind, model, out) for kind in ("sft", stage.name))
+        from janus_jax.parallel import processes
+        from janus_jax.storage import staging
+
+        processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
+        from janus_jax.cli.demo import figures, report
+        from janus_jax.config.run import load_config
+        from janus_jax.evaluation.pairs import pair_accuracies
+        from janus_jax.training.run import train
+        from janus_jax.training.setup import prepare
+
+        sft_data, counts = sft_building.result()
+        console.print(counts, highlight=False)
         mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
         console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
         common = [*(f"mesh.{axis}={size}" for axis, size in mesh.items()), *_steps(steps)]
@@ -76,47 +81,50 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
         if model is not None:
             sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
             sft_changes += [f"eval.every_steps={_ONLY_AT_THE_END}", "eval.at_start=false"]
+        changes = [*common, _path("run.dir", out / stage.name), _path("data.dir", out / "data" / stage.name)]
+        if model is not None:
+            changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
+            changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
         sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
         total = prepare(sft).total_steps
         stop = max(1, total - _REPEATED_STEPS)
         sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
-        with figures.Bar(console, "SFT", total) as bar:
-            sft_summary = train(sft, writers=[bar, _Watch(building)], preemptible=False)
 
-        stage_data, counts = building.result()
-        changes = [
-            *common,
-            _path("run.dir", out / stage.name),
-            _path("data.dir", stage_data),
-            _path("init.from", out / "sft"),
-        ]
-        if model is not None:
-            changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
-            changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
-        preference = load_config(_CONFIGS / f"{stage.name}.yaml", changes)
-        compiling = beside.submit(_compile, preference)
+        def compile_next() -> int:
+            """Weights of the same shape stand for those that SFT has not trained yet."""
+            building.result()
+            start = ["init.from=null", "model.preset=tiny"] if model is None else [_path("init.from", model)]
+            return _compile(load_config(_CONFIGS / f"{stage.name}.yaml", [*changes, *start]))
+
+        compiling = thread.submit(compile_next)
+        with figures.Bar(console, "SFT", total) as bar:
+            sft_summary = train(sft, writers=[bar, _Watch(compiling)], preemptible=False)
+
+        preference = load_config(_CONFIGS / f"{stage.name}.yaml", [*changes, _path("init.from", out / "sft")])
+        preference_total = compiling.result()
+        unigram = thread.submit(report.unigram, sft)
+        sft_export = thread.submit(report.compare_export, sft)
         console.rule(f"[bold]3. Resume: the last {total - stop} steps again, from the checkpoint of step {stop}")
         resumed = report.prove_resume(sft, stop, out / "resumed")
         console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
-        preference_total = compiling.result()
 
-    console.rule(f"[bold]4. {stage.description}")
-    console.print(counts, highlight=False)
-    with figures.Bar(console, stage.label, preference_total, stage.margin[0]) as bar:
-        preference_summary = train(preference, writers=[bar], preemptible=False)
+        console.rule(f"[bold]4. {stage.description}")
+        console.print(building.result()[1], highlight=False)
+        with figures.Bar(console, stage.label, preference_total, stage.margin[0]) as bar:
+            preference_summary = train(preference, writers=[bar], preemptible=False)
 
     console.rule("[bold]5. Results")
     held_out_batches = None if model is None else 2
     accuracies = pair_accuracies(
         preference, preference_summary.step, kinds=report.held_out_kinds(), held_out_batches=held_out_batches
     )
-    exports = {name: report.compare_export(config) for name, config in (("sft", sft), (stage.name, preference))}
+    exports = {"sft": sft_export.result(), stage.name: report.compare_export(preference)}
     picture = figures.curves(out / "sft", out / stage.name, stage, out / "curves.png")
     results = report.Results(
         stage=stage,
         sft=sft_summary,
         preference=preference_summary,
-        unigram=report.unigram(sft),
+        unigram=unigram.result(),
         accuracies=accuracies,
         resumed=resumed,
         export_errors=exports,
@@ -127,6 +135,12 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     (out / "summary.json").write_text(results.as_json())
     if not resumed or not results.exports_equal:
         raise RuntimeError("the resumed run or an export differs from the run; this is a bug")
+
+
+def _shape(model: Path) -> "ModelConfig":
+    from janus_jax.checkpoint.stored_model import open_model
+
+    return open_model(model).config
 
 
 def _clear(out: Path) -> None:
@@ -161,15 +175,28 @@ def _steps(steps: int | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _beside() -> Iterator[concurrent.futures.Executor]:
-    """A thread for work where the main one leaves a core idle. An error of the main one does not wait for it."""
-    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="demo")
+def _beside() -> Iterator[tuple[concurrent.futures.Executor, concurrent.futures.Executor]]:
+    """A process and a thread for work where the main thread leaves a core idle. Only the process imports TensorFlow.
+
+    An error of the main thread does not wait for them.
+    """
+    context = multiprocessing.get_context("spawn")  # as it is for other processes that import TensorFlow
+    pools = (
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_leave_ctrl_c_to_the_parent),
+        concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="demo"),
+    )
     try:
-        yield pool
+        yield pools
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
         raise
-    pool.shutdown()
+    for pool in pools:
+        pool.shutdown()
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Watch:
