@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from janus_jax.errors import ConfigError
 from janus_jax.generation import placement, scoring
 from janus_jax.generation.requests import Request
-from janus_jax.generation.sizes import SLOTS_PER_CALL, TOKENS_PER_STEP, bucket, prompts_per_call, slots
+from janus_jax.generation.sizes import SLOTS_PER_CALL, TOKENS_PER_STEP, bucket, buckets, prompts_per_call, slots
 from janus_jax.model import head
 from janus_jax.model.attention import queries_per_block
 from janus_jax.model.blockwise import block_size, suits
@@ -125,7 +125,12 @@ class Memory:
     def _prefill(self) -> int:
         # Shorter prompts may fill a call better than the longest ones.
         tokens = max(self._prompts * self.prompt, min(SLOTS_PER_CALL, self._rows * self.prompt))
-        return self._forward(self._prompts, self.prompt, tokens) + self._keys(1, tokens, self.dtype)
+        widths = ((prompts_per_call(width, self._rows), width) for width in buckets(self.prompt))
+        return self._largest_forward(widths, tokens) + self._keys(1, tokens, self.dtype)
+
+    def _largest_forward(self, calls: Iterable[tuple[int, int]], tokens: int) -> int:
+        """Of calls with so many rows of such a length. On CPUs only long rows go block by block."""
+        return max(self._forward(rows, length, tokens) for rows, length in calls)
 
     def _forward(self, rows: int, length: int, tokens: int) -> int:
         """Of one layer that reads `tokens` in rows of `length`."""
@@ -141,7 +146,8 @@ class Memory:
     def scoring(self) -> int:
         """Weights and temporaries of a call that scores a full row of `scoring.SLOTS_PER_CALL`, or shorter rows."""
         slots = scoring.SLOTS_PER_CALL
-        return self.weights + max(self._forward(1, slots, slots), self._layer + 3 * head.BYTES_PER_CHUNK)
+        forward = self._largest_forward(((slots // length, length) for length in buckets(slots)), slots)
+        return self.weights + max(forward, self._layer + 3 * head.BYTES_PER_CHUNK)
 
     @property
     def _fill(self) -> int:

@@ -17,6 +17,14 @@ def bucket(length: int) -> int:
     return size
 
 
+def buckets(longest: int) -> list[int]:
+    """All buckets up to that of `longest`, the smallest first."""
+    sizes = [_SMALLEST]
+    while sizes[-1] < longest:
+        sizes.append(bucket(sizes[-1] + 1))
+    return sizes
+
+
 def slots(prompt: int, new: int, steps: int, longest: int) -> int:
     """Slots of a row for a prompt and up to `new` tokens, as a session reserves them.
 

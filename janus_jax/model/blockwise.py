@@ -37,16 +37,11 @@ def block_size(group: int, width: int) -> int:
     return 256 if group * width >= 128 else 128
 
 
-def suits(length: int, place: Placement, *, several: bool = False) -> bool:
+def suits(length: int, place: Placement) -> bool:
     """Whether `on_devices` is the way to compute rows of this length: on CPU devices with whole rows and with the key
-    heads of their query heads, if rows are long.
-
-    Args:
-        several: also on several devices.
-    """
+    heads of their query heads, if rows are long."""
     whole = place.shards("length") == 1 and place.names("q_heads") == place.names("kv_heads")
-    few = several or (place.mesh is not None and place.mesh.size == 1)
-    return length >= _LONG and place.platform == "cpu" and whole and few
+    return length >= _LONG and place.platform == "cpu" and whole and place.mesh is not None
 
 
 def on_devices(

@@ -57,7 +57,6 @@ class Compute:
     place: Placement = NOWHERE
     kernel: Kernel | None = None  # how attention is computed; None: the rule in plain JAX
     padding_sees_nothing: bool = False  # attention gives 0 at padding, as FlashAttention in torch; else unused values
-    blocks_on_devices: bool = False  # long rows go block by block (`blockwise`) also on several CPU devices
 
     def long_rows(self, x: Array) -> Array:
         """[B, L, D] as XLA's CPU backend multiplies it best: rows of a device end to end, [shards, B * L / shards, D].
@@ -96,7 +95,7 @@ class Attention(nnx.Module):
             k = checkpoint_name(rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta), "key")
             v = checkpoint_name(heads(self.v, "kv_heads"), "value")
             window, kernel = config.sliding_window, compute.kernel
-            in_blocks = blockwise.suits(x.shape[1], compute.place, several=compute.blocks_on_devices)
+            in_blocks = blockwise.suits(x.shape[1], compute.place)
             if kernel is None and not past and in_blocks:
                 out = blockwise.on_devices(q, k, v, slots, window=window, place=compute.place)
                 out = checkpoint_name(out, "attention")

@@ -186,9 +186,7 @@ def build_program(
         kernel, attention = None, "plain JAX (compat.orpo_padding = trl)"
     else:
         kernel, attention = choose(config.precision.attention, need)
-    compute = Compute(
-        need.dtype, config.remat, place, kernel, padding_sees_nothing=padding == "axolotl", blocks_on_devices=True
-    )
+    compute = Compute(need.dtype, config.remat, place, kernel, padding_sees_nothing=padding == "axolotl")
     adamw = AdamW.of(config)
     functions = StepFunctions(
         model=model,

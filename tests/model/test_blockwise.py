@@ -54,11 +54,8 @@ def test_long_whole_rows_on_cpu_devices():
     def place(devices, rules=DEFAULT_RULES, **sizes):
         return Placement(build_mesh(MeshShape(**sizes), jax.devices()[:devices]), rules)
 
-    several = functools.partial(blockwise.suits, several=True)
-    eight = place(8, data=2, fsdp=2, tensor=2)
-    assert blockwise.suits(4096, place(1)) and several(4096, place(1)) and several(4096, eight)
-    assert not blockwise.suits(4096, eight)
-    assert not several(512, place(1))
-    assert not several(4096, NOWHERE)
-    assert not several(4096, place(2, context=2))
-    assert not several(4096, place(2, DEFAULT_RULES | {"kv_heads": ()}, tensor=2))
+    assert blockwise.suits(4096, place(1)) and blockwise.suits(4096, place(8, data=2, fsdp=2, tensor=2))
+    assert not blockwise.suits(512, place(1))
+    assert not blockwise.suits(4096, NOWHERE)
+    assert not blockwise.suits(4096, place(2, context=2))
+    assert not blockwise.suits(4096, place(2, DEFAULT_RULES | {"kv_heads": ()}, tensor=2))
