@@ -34,7 +34,15 @@ _REPEATED_STEPS = 3
 """Steps at the end of SFT that run twice: in the run itself, and resumed from a checkpoint."""
 
 
-def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objective: str = "dpo") -> None:
+def run(
+    *,
+    model: Path | None,
+    steps: int | None,
+    out: Path,
+    devices: int,
+    objective: str = "dpo",
+    importing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
     """Builds data, trains SFT and then on preferences, resumes, exports, compares, and prints a table.
 
     Args:
@@ -43,6 +51,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
         out: directory for all output; an earlier demo in it is replaced.
         devices: CPU devices to simulate.
         objective: the stage after SFT, a name in STAGES.
+        importing: what to be in while modules are imported, some of which crash if a signal raises an exception.
     Raises:
         ConfigError: `out` contains files that are not from a demo.
     """
@@ -62,15 +71,16 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
     with _beside() as (build, thread):
         sft_building, building = (build(kind, model, out) for kind in ("sft", stage.name))
-        from janus_jax.parallel import processes
-        from janus_jax.storage import staging
+        with importing():
+            from janus_jax.parallel import processes
+            from janus_jax.storage import staging
 
-        processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
-        from janus_jax.cli.demo import figures, report
-        from janus_jax.config.run import load_config
-        from janus_jax.evaluation.pairs import pair_accuracies
-        from janus_jax.training.run import train
-        from janus_jax.training.setup import prepare
+            processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
+            from janus_jax.cli.demo import figures, report
+            from janus_jax.config.run import load_config
+            from janus_jax.evaluation.pairs import pair_accuracies
+            from janus_jax.training.run import train
+            from janus_jax.training.setup import prepare
 
         sft_data, counts = sft_building.result()
         console.print(counts, highlight=False)
