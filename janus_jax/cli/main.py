@@ -205,7 +205,7 @@ def demo(
     require_writable("--out", out)
     from janus_jax.cli import demo
 
-    demo.run(model=model, steps=steps, out=Path(out), devices=devices, objective=objective)
+    demo.run(model=model, steps=steps, out=Path(out), devices=devices, objective=objective, importing=_begins)
 
 
 @app.command(epilog="Example: janus train configs/demo_sft.yaml --devices 8 schedule.epochs=null schedule.steps=20")

@@ -136,7 +136,7 @@ class Memory:
         """Of one layer that reads `tokens` in rows of `length`."""
         n, parts = self.config, self.place.shards("kv_heads")
         block, keys = queries_per_block(rows, length, n.num_heads // parts, length), length
-        if suits(length, self.place):
+        if suits(length, self.place, self.platform):
             block = keys = block_size(n.num_heads // n.num_kv_heads, n.head_dim)
         wide = 2 * n.hidden_size + 2 * n.intermediate_size // self.place.shards("mlp")
         wide += (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts

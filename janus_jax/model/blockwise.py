@@ -37,11 +37,15 @@ def block_size(group: int, width: int) -> int:
     return 256 if group * width >= 128 else 128
 
 
-def suits(length: int, place: Placement) -> bool:
+def suits(length: int, place: Placement, platform: str | None = None) -> bool:
     """Whether `on_devices` is the way to compute rows of this length: on CPU devices with whole rows and with the key
-    heads of their query heads, if rows are long."""
+    heads of their query heads, if rows are long.
+
+    Args:
+        platform: of the devices; None: what `place` says, whose mesh must then have devices.
+    """
     whole = place.shards("length") == 1 and place.names("q_heads") == place.names("kv_heads")
-    return length >= _LONG and place.platform == "cpu" and whole and place.mesh is not None
+    return length >= _LONG and place.mesh is not None and (platform or place.platform) == "cpu" and whole
 
 
 def on_devices(

@@ -59,7 +59,7 @@ def test_what_does_not_fit_says_what_does(arithmetic):
 
 @pytest.mark.parametrize("name", [*(f"{family.type}-8" for family in families().values()), "h100:2", "h200:8", "cpu:8"])
 def test_every_kind_of_slice_has_a_plan(arithmetic, name):
-    plan = generation.plan(SEVEN, name, rows=3, prompt=100, new=100)
+    plan = generation.plan(SEVEN, name, rows=3, prompt=2000, new=100)
     assert plan.rows % plan.mesh["data"] == 0 and plan.needed > plan.weights
     assert (plan.speed is None) == name.startswith("cpu")
     json.dumps(plan.to_json())

@@ -2,20 +2,26 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from janus_jax.cli.demo.stages import STAGES, largest_mesh
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, JanusError
+from janus_jax.parallel.environment import quiet_libraries
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
@@ -28,7 +34,15 @@ _REPEATED_STEPS = 3
 """Steps at the end of SFT that run twice: in the run itself, and resumed from a checkpoint."""
 
 
-def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objective: str = "dpo") -> None:
+def run(
+    *,
+    model: Path | None,
+    steps: int | None,
+    out: Path,
+    devices: int,
+    objective: str = "dpo",
+    importing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
     """Builds data, trains SFT and then on preferences, resumes, exports, compares, and prints a table.
 
     Args:
@@ -37,6 +51,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
         out: directory for all output; an earlier demo in it is replaced.
         devices: CPU devices to simulate.
         objective: the stage after SFT, a name in STAGES.
+        importing: what to be in while modules are imported, some of which crash if a signal raises an exception.
     Raises:
         ConfigError: `out` contains files that are not from a demo.
     """
@@ -54,17 +69,18 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     load_tokenizer(model)  # fails on bad input before anything is written
     _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
-    with _beside() as (process, thread):
-        sft_building, building = (process.submit(_build, kind, model, out) for kind in ("sft", stage.name))
-        from janus_jax.parallel import processes
-        from janus_jax.storage import staging
+    with _beside() as (build, thread):
+        sft_building, building = (build(kind, model, out) for kind in ("sft", stage.name))
+        with importing():
+            from janus_jax.parallel import processes
+            from janus_jax.storage import staging
 
-        processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
-        from janus_jax.cli.demo import figures, report
-        from janus_jax.config.run import load_config
-        from janus_jax.evaluation.pairs import pair_accuracies
-        from janus_jax.training.run import train
-        from janus_jax.training.setup import prepare
+            processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
+            from janus_jax.cli.demo import figures, report
+            from janus_jax.config.run import load_config
+            from janus_jax.evaluation.pairs import pair_accuracies
+            from janus_jax.training.run import train
+            from janus_jax.training.setup import prepare
 
         sft_data, counts = sft_building.result()
         console.print(counts, highlight=False)
@@ -175,28 +191,62 @@ def _steps(steps: int | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _beside() -> Iterator[tuple[concurrent.futures.Executor, concurrent.futures.Executor]]:
-    """A process and a thread for work where the main thread leaves a core idle. Only the process imports TensorFlow.
+def _beside() -> Iterator[tuple[Callable[..., "concurrent.futures.Future[Any]"], concurrent.futures.Executor]]:
+    """What has a process of its own build data, and a thread for work where the main one leaves a core idle.
 
-    An error of the main thread does not wait for them.
+    Only the process imports TensorFlow. An error of the main thread waits for neither.
     """
     context = multiprocessing.get_context("spawn")  # as it is for other processes that import TensorFlow
-    pools = (
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_leave_ctrl_c_to_the_parent),
-        concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="demo"),
-    )
+    connection, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    resource_tracker.ensure_running()  # otherwise `start` does this, and lets the signal in
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the process: Ctrl-C reaches its parent too
     try:
-        yield pools
-    except BaseException:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()
+
+    def ask(*arguments: Any) -> tuple[Path, str]:
+        try:
+            connection.send(arguments)
+            answer = connection.recv()
+        except (EOFError, OSError) as error:
+            raise JanusError("the process that builds the data ended on its own (killed for memory?)") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    pools = [concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=f"demo-{name}") for name in ("data", "work")]
+    try:
+        yield functools.partial(pools[0].submit, ask), pools[1]
+        for pool in pools:
+            pool.shutdown()
+    finally:
+        process.terminate()
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    for pool in pools:
-        pool.shutdown()
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(connection: Connection) -> None:
+    """Answers arguments of `_build` with its result or with an error, until the parent ends."""
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    quiet_libraries()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            arguments = connection.recv()
+            try:
+                answer: Any = _build(*arguments)
+            except Exception as error:
+                answer = error if isinstance(error, JanusError) else RuntimeError(traceback.format_exc())
+            connection.send(answer)
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _Watch:
