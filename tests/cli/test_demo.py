@@ -2,17 +2,11 @@
 
 import concurrent.futures
 import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 
 from janus_jax.checkpoint.hf.read import read_model_config, save_hf
 from janus_jax.cli import demo
-from janus_jax.errors import JanusError
 from janus_jax.evaluation.pairs import Accuracy
 from janus_jax.model.config import ModelConfig
 from janus_jax.text.tokenizer import load_tokenizer
@@ -91,30 +85,3 @@ def test_an_error_of_what_goes_on_beside_a_run_ends_the_run():
     beside.set_exception(OSError("the disk is full"))
     with pytest.raises(OSError, match="the disk is full"):
         watch.write("train", 2, {})
-
-
-def test_the_process_that_builds_data_outlives_ctrl_c_and_its_death_is_named(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with demo._beside() as (build, _):
-        (process,) = multiprocessing.active_children()
-        os.kill(process.pid, signal.SIGINT)
-        with pytest.raises(JanusError, match=f"{tmp_path}.*tokenizer"):
-            build("sft", tmp_path, tmp_path / "out").result()
-        process.kill()
-        with pytest.raises(JanusError, match="the process that builds the data ended on its own"):
-            build("sft", None, tmp_path / "out").result()
-
-
-def test_the_process_that_builds_data_ends_with_its_parent():
-    killed = """if True:
-        import multiprocessing, os, signal
-        from janus_jax.cli import demo
-
-        with demo._beside() as (build, _):
-            build("sft", None, None)
-            os.kill(os.getpid(), signal.SIGKILL)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", killed], capture_output=True, text=True, timeout=60
-    )  # waits for its pipes
-    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")

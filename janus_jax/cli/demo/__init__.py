@@ -2,30 +2,21 @@
 
 import concurrent.futures
 import contextlib
-import functools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from janus_jax.cli.demo.stages import STAGES, largest_mesh
-from janus_jax.errors import ConfigError, JanusError
-from janus_jax.parallel.environment import quiet_libraries
+from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
-    from janus_jax.model.config import ModelConfig
 
 _CONFIGS = Path(__file__).parent
 _ONLY_AT_THE_END = 10**9
@@ -58,32 +49,30 @@ def run(
     started = time.perf_counter()
     console = Console()
     out = Path(os.path.expanduser(out))
-    from janus_jax.model.config import PRESETS
-    from janus_jax.parallel import environment
-    from janus_jax.text.tokenizer import load_tokenizer
+    with importing():
+        from janus_jax.parallel import processes
+        from janus_jax.storage import staging
 
-    environment.keep_freed_memory()  # before the first thread: one that exists keeps a heap of its own
+        processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
+        from janus_jax.checkpoint.stored_model import open_model
+        from janus_jax.cli.demo import figures, report
+        from janus_jax.config.run import load_config
+        from janus_jax.evaluation.pairs import pair_accuracies
+        from janus_jax.model.config import PRESETS
+        from janus_jax.text.tokenizer import load_tokenizer
+        from janus_jax.training.run import train
+        from janus_jax.training.setup import prepare
+
     stage = STAGES[objective]
-    shape = PRESETS["tiny"] if model is None else _shape(model)
+    shape = PRESETS["tiny"] if model is None else open_model(model).config
     mesh = largest_mesh(shape, devices)
     load_tokenizer(model)  # fails on bad input before anything is written
     _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
-    with _beside() as (build, thread):
-        sft_building, building = (build(kind, model, out) for kind in ("sft", stage.name))
-        with importing():
-            from janus_jax.parallel import processes
-            from janus_jax.storage import staging
-
-            processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
-            from janus_jax.cli.demo import figures, report
-            from janus_jax.config.run import load_config
-            from janus_jax.evaluation.pairs import pair_accuracies
-            from janus_jax.training.run import train
-            from janus_jax.training.setup import prepare
-
-        sft_data, counts = sft_building.result()
-        console.print(counts, highlight=False)
+    sft_data, counts = _build("sft", model, out)
+    console.print(counts, highlight=False)
+    with _beside() as beside:
+        building = beside.submit(_build, stage.name, model, out)
         mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
         console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
         common = [*(f"mesh.{axis}={size}" for axis, size in mesh.items()), *_steps(steps)]
@@ -112,14 +101,14 @@ def run(
             start = ["init.from=null", "model.preset=tiny"] if model is None else [_path("init.from", model)]
             return _compile(load_config(_CONFIGS / f"{stage.name}.yaml", [*changes, *start]))
 
-        compiling = thread.submit(compile_next)
+        compiling = beside.submit(compile_next)
         with figures.Bar(console, "SFT", total) as bar:
             sft_summary = train(sft, writers=[bar, _Watch(compiling)], preemptible=False)
 
         preference = load_config(_CONFIGS / f"{stage.name}.yaml", [*changes, _path("init.from", out / "sft")])
         preference_total = compiling.result()
-        unigram = thread.submit(report.unigram, sft)
-        sft_export = thread.submit(report.compare_export, sft)
+        unigram = beside.submit(report.unigram, sft)
+        sft_export = beside.submit(report.compare_export, sft)
         console.rule(f"[bold]3. Resume: the last {total - stop} steps again, from the checkpoint of step {stop}")
         resumed = report.prove_resume(sft, stop, out / "resumed")
         console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
@@ -151,12 +140,6 @@ def run(
     (out / "summary.json").write_text(results.as_json())
     if not resumed or not results.exports_equal:
         raise RuntimeError("the resumed run or an export differs from the run; this is a bug")
-
-
-def _shape(model: Path) -> "ModelConfig":
-    from janus_jax.checkpoint.stored_model import open_model
-
-    return open_model(model).config
 
 
 def _clear(out: Path) -> None:
@@ -191,62 +174,15 @@ def _steps(steps: int | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _beside() -> Iterator[tuple[Callable[..., "concurrent.futures.Future[Any]"], concurrent.futures.Executor]]:
-    """What has a process of its own build data, and a thread for work where the main one leaves a core idle.
-
-    Only the process imports TensorFlow. An error of the main thread waits for neither.
-    """
-    context = multiprocessing.get_context("spawn")  # as it is for other processes that import TensorFlow
-    connection, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    resource_tracker.ensure_running()  # otherwise `start` does this, and lets the signal in
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the process: Ctrl-C reaches its parent too
+def _beside() -> Iterator[concurrent.futures.Executor]:
+    """A thread for work where the main one leaves a core idle. An error of the main one does not wait for it."""
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="demo")
     try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    theirs.close()
-
-    def ask(*arguments: Any) -> tuple[Path, str]:
-        try:
-            connection.send(arguments)
-            answer = connection.recv()
-        except (EOFError, OSError) as error:
-            raise JanusError("the process that builds the data ended on its own (killed for memory?)") from error
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    pools = [concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=f"demo-{name}") for name in ("data", "work")]
-    try:
-        yield functools.partial(pools[0].submit, ask), pools[1]
-        for pool in pools:
-            pool.shutdown()
-    finally:
-        process.terminate()
-        for pool in pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _serve(connection: Connection) -> None:
-    """Answers arguments of `_build` with its result or with an error, until the parent ends."""
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    quiet_libraries()
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            arguments = connection.recv()
-            try:
-                answer: Any = _build(*arguments)
-            except Exception as error:
-                answer = error if isinstance(error, JanusError) else RuntimeError(traceback.format_exc())
-            connection.send(answer)
-
-
-def _end_with_the_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 class _Watch:
