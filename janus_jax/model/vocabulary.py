@@ -65,9 +65,11 @@ def largest(logits: Float[Array, "B V"], count: int, place: Placement) -> tuple[
 
 
 def _reduce_scatter(x: Array, name: str, dim: int, place: Placement) -> Array:
-    """`psum_scatter`, elsewhere than on CPUs as an all-to-all and a sum. The TPU compiler turns `psum_scatter` into an
-    all-reduce whose slice is taken much later, and holds the whole until then: 0.5 GiB of a 7B model's head. On CPUs
-    XLA is slow at that sum."""
+    """`psum_scatter` on CPUs; on accelerators an all-to-all and a sum, which CPUs are slow at.
+
+    The TPU compiler turns `psum_scatter` into an all-reduce whose slice is taken much later, and holds the whole until
+    then: 0.5 GiB of a 7B model's head.
+    """
     if place.platform == "cpu":
         return jax.lax.psum_scatter(x, name, scatter_dimension=dim, tiled=True)
     shards = jax.lax.axis_size(name)

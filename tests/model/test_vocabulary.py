@@ -8,7 +8,7 @@ import pytest
 from janus_jax.model import head as head_module
 from janus_jax.model import head_on_cpus
 from janus_jax.model.head import token_logps
-from janus_jax.model.vocabulary import embed
+from janus_jax.model.vocabulary import TOKENS, embed, scatter_sum, vocab_axes
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh
 from tests.support.tolerances import assert_within, float32_bound
 
@@ -137,6 +137,22 @@ def test_looked_up_rows_and_their_gradients_are_those_of_indexing(place, numbers
     gradient = vjp(jnp.asarray(cotangent, dtype))[0]
     assert_within(gradient, expected, TOLERANCE)
     assert gradient.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("place", [name for name in PLACES if PLACES[name]], indirect=True)
+def test_sums_over_devices_are_those_of_numpy(place, platform, monkeypatch):
+    """CPUs and TPUs take different collectives. Small integers, so that every order of summing is exact."""
+    monkeypatch.setattr(Placement, "platform", platform)
+    rng, axes = np.random.default_rng(0), ("embed", "vocab")
+    wide = (*TOKENS, "vocab" if vocab_axes(place) else None)
+    hidden, other = (rng.integers(-4, 5, (ROWS, LENGTH, size)).astype(np.float32) for size in (WIDTH, VOCAB))
+
+    def local(hidden, other):
+        return scatter_sum(jnp.einsum("bld,blv->dv", hidden, other), place, axes)
+
+    summed = jax.jit(place.map(local, ((*TOKENS, None), wide), axes))(hidden, other)
+    np.testing.assert_array_equal(summed, np.einsum("bld,blv->dv", hidden, other))
 
 
 def test_gradients_of_the_head_are_summed_in_float32(numbers):

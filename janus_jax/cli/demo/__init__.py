@@ -83,11 +83,10 @@ def run(
             _path("data.dir", sft_data),
             f"batch.rows={-(-4 // shards) * shards}",
         ]
+        changes = [*common, _path("run.dir", out / stage.name), _path("data.dir", out / "data" / stage.name)]
         if model is not None:
             sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
             sft_changes += [f"eval.every_steps={_ONLY_AT_THE_END}", "eval.at_start=false"]
-        changes = [*common, _path("run.dir", out / stage.name), _path("data.dir", out / "data" / stage.name)]
-        if model is not None:
             changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
             changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
         sft = load_config(_CONFIGS / "sft.yaml", sft_changes)

@@ -1,5 +1,6 @@
 """Blocks in C order, and elements that are no numbers, beside numpy's answers."""
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -44,6 +45,16 @@ def test_one_element_among_many_is_seen(place, monkeypatch):
     assert all_finite(values) and all_finite(values[:, ::2])
     values.flat[place] = -np.inf
     assert not all_finite(values)
+
+
+@pytest.mark.parametrize("shape", [(3,), (7, 5), (1100, 1000)])
+def test_jax_reads_a_block_where_it_lies(shape):
+    with blocks.recycled():
+        for _ in range(3):  # also in memory of an earlier block
+            block = blocks.empty(shape, np.dtype(np.float32))
+            placed = jax.device_put(block, blocks.cpu_device())
+            assert placed.unsafe_buffer_pointer() == block.ctypes.data
+            del block, placed
 
 
 def test_memory_comes_back_when_the_last_view_is_gone(monkeypatch):
