@@ -51,6 +51,25 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_half_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize("command", ["demo --out out", "train SMALL"])
+def test_ctrl_c_while_modules_are_imported_raises_no_exception_in_them(command, small, tmp_path):
+    """C extensions crash the interpreter if one is raised while they are imported."""
+    code = (
+        "import importlib.abc, os, signal, sys\nfrom janus_jax.cli import main as cli\n"
+        "class Stop(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'jax':\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except BaseException: os._exit(9)\n"
+        "sys.meta_path.insert(0, Stop())\ncli.main()"
+    )
+    arguments = [sys.executable, "-c", code, *command.replace("SMALL", small).split()]
+    done = subprocess.run(
+        arguments, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.parametrize(
     "work",
     [

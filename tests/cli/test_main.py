@@ -221,7 +221,9 @@ def test_a_comparison_exits_with_2_where_models_differ(janus):
 def test_demo_gets_its_options(janus, tmp_path):
     with mock.patch("janus_jax.cli.demo.run", autospec=True) as run:
         assert janus("demo", "--model", tmp_path, "--steps", 3, "--out", tmp_path / "o", "--devices", 2)[0] == 0
-        run.assert_called_once_with(model=tmp_path, steps=3, out=tmp_path / "o", devices=2, objective="dpo")
+        run.assert_called_once_with(
+            model=tmp_path, steps=3, out=tmp_path / "o", devices=2, objective="dpo", importing=mock.ANY
+        )
         assert janus("demo", "--objective", "rm", "--out", tmp_path / "o")[0] == 0
     assert run.call_args.kwargs["objective"] == "rm"
 
