@@ -5,6 +5,7 @@ Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is 
 
 import contextlib
 import dataclasses
+import gc
 import os
 import shlex
 import signal
@@ -63,6 +64,9 @@ app.add_typer(config.app, name="config")
 app.add_typer(runs.app, name="runs")
 
 
+_COLLECTED = 50_000, 10, 10
+"""How many new objects start a search for cycles of references. Modules and traces make many objects, which stay."""
+
 _stops: list[int] = []
 """SIGINT, SIGTERM and SIGHUP that this process received."""
 
@@ -70,6 +74,7 @@ _stops: list[int] = []
 def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
     global _leaving
+    gc.set_threshold(*_COLLECTED)
     for number in (signal.SIGINT, signal.SIGTERM, *supervisor.heard([signal.SIGHUP])):
         signal.signal(number, _interrupt)
     sys.unraisablehook = _again_if_interrupted

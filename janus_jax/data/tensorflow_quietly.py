@@ -1,20 +1,25 @@
 """Imports TensorFlow, TFDS and seqio on demand and without noise, and keeps them off accelerators, which JAX uses."""
 
 import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from janus_jax.parallel.environment import silence_tensorflow
+from janus_jax.parallel.environment import silence_tensorflow, without_keras
 
 
 def import_tfds() -> Any:
     """The `tensorflow_datasets` module, without progress bars."""
     silence_tensorflow()
     with _stderr_kept_back("tensorflow_datasets"):
-        import tensorflow as tf
+        with without_keras():
+            import tensorflow as tf
         import tensorflow_datasets as tfds
 
         for platform in ("GPU", "TPU"):  # this looks for devices and complains about missing drivers
@@ -30,9 +35,29 @@ def import_tfds() -> Any:
 def import_seqio() -> Any:
     """The `seqio` module."""
     import_tfds()
-    with _stderr_kept_back("seqio"):
-        import seqio
+    finder = _Lazy("tensorflow_text.python.keras")  # layers, which load Keras
+    sys.meta_path.insert(0, finder)
+    try:
+        with _stderr_kept_back("seqio"):
+            import seqio
+    finally:
+        sys.meta_path.remove(finder)
     return seqio
+
+
+class _Lazy(importlib.abc.MetaPathFinder):
+    """Finds one module, which is loaded when its attributes are asked for."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path) if fullname == self._name else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 
 from janus_jax.errors import ConfigError
 
@@ -21,6 +22,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 COORDINATOR_PORT = 8476
 """Where processes meet, unless a port is given."""
+
+_KERAS = "TF_USE_LEGACY_KERAS"
 
 _GPU_MEMORY_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 """JAX's name and its older one. JAX refuses to start with both."""
@@ -118,6 +121,23 @@ def silence_tensorflow() -> None:
     """Keeps TensorFlow and gRPC from logging below errors. Values that the user has set stay."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+@contextlib.contextmanager
+def without_keras() -> Iterator[None]:
+    """Within this context TensorFlow is imported without Keras, which takes as long as all the rest.
+
+    The variable has TensorFlow look for an older Keras, and do without one that is not installed. TensorFlow asks
+    again when somebody uses `tf.keras`, which therefore still works. A value that the user has set stays.
+    """
+    if _KERAS in os.environ:
+        yield
+        return
+    os.environ[_KERAS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_KERAS]
 
 
 def quiet_libraries() -> None:

@@ -1,8 +1,12 @@
-"""What the command keeps off the console, and what stays on it."""
+"""What the command keeps off the console, and what stays on it; what TensorFlow and seqio are imported without."""
 
+import os
 import subprocess
 import sys
 
+import pytest
+
+from janus_jax.parallel.environment import without_keras
 from tests.support.repository import ROOT
 
 REMARKS = """
@@ -31,3 +35,27 @@ def test_remarks_of_libraries_are_kept_back_and_errors_are_not():
     assert done.stdout == "a line of the run\n"
     assert "PyTorch" not in done.stderr and "a remark" not in done.stderr
     assert "a fault" in done.stderr and "of the user's own code" in done.stderr
+
+
+def test_seqio_is_imported_without_keras_which_others_may_still_use():
+    code = (
+        "import os, sys\nfrom janus_jax.data.tensorflow_quietly import import_seqio\n"
+        "seqio = import_seqio()\nprint('keras' in sys.modules, 'TF_USE_LEGACY_KERAS' in os.environ)\n"
+        "import tensorflow_text\nlayer = tensorflow_text.keras.layers.ToDense\n"
+        "import keras\nprint(issubclass(layer, keras.layers.Layer), seqio.SentencePieceVocabulary.__name__)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert done.stdout == "False False\nTrue SentencePieceVocabulary\n"
+
+
+@pytest.mark.parametrize("value", [None, "0"])
+def test_the_choice_of_keras_that_a_user_made_stays(value, monkeypatch):
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TF_USE_LEGACY_KERAS", value)
+    with without_keras():
+        assert os.environ["TF_USE_LEGACY_KERAS"] == (value or "1")
+    assert os.environ.get("TF_USE_LEGACY_KERAS") == value
