@@ -166,10 +166,11 @@ def _column(raw: Columns, column: str, kind: str) -> tuple[Any, str]:
     if name := _name(raw, column):
         return raw[name], name
     present = ", ".join(str(name) for name in raw) or "nothing"
-    also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
+    names = (*ALIASES[column], *OTHER_NAMES.get(column, ()))
+    also = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
     fits = [other for other in KINDS if _has_all(raw, other)]
     looks = f"; these are the columns of kind {' or '.join(fits)}" if fits else ""
-    state = "is null" if any(name in raw for name in ALIASES[column]) else "is missing"
+    state = "is null" if any(name in raw for name in names) else "is missing"
     raise RecordError(
         "missing_field",
         f"column {column!r}{also} {state}; kind {kind} needs {', '.join(COLUMNS[kind])}; found: {present}{looks}",

@@ -126,8 +126,8 @@ BUILDS = [  # kind and source; what the line says
     ("sft", "nul.jsonl", "nul.jsonl:1: column 'output' is empty ('\\x00\\x00'); text is needed"),
     ("rm", "parted.jsonl", "parted.jsonl:1: columns 'chosen' (str '\\n\\nHuman: chosen?"),
     ("dpo", "tie.jsonl", "tie.jsonl: no usable record; dropped: 1 tie (tie.jsonl:1)"),
-    ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer) is missing; kind sft needs "
-     "prompt, output; found: system, prompt, reply"),
+    ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer, response, answer, completion) "
+     "is missing; kind sft needs prompt, output; found: system, prompt, reply"),
     ("dpo", "rows.jsonl", "rows.jsonl:1: column 'chosen' (or chosen_response) is missing"),
     ("sft", "empty.jsonl", "empty.jsonl: is empty"),
     ("sft", "no_rows", "no_rows: holds no file of records; allowed: .jsonl, .ndjson or .json (also with .gz "

@@ -224,8 +224,18 @@ INVISIBLE = ["\u200b", "\ufeff", "\u2060 \u00ad", "\t\x07", "\u3164", "\ufe0f\u2
 SHARE_GPT = "allowed: one system (optional), one human and one gpt message in this order, each {from, value}"
 BAD = [
     # kind, record, reason, words of the message
-    ("sft", {"system": "s", "prompt": "p"}, "missing_field", "'output' (or reference_answer) is missing"),
-    ("sft", SFT | {"output": None}, "missing_field", "'output' (or reference_answer) is null"),
+    (
+        "sft",
+        {"system": "s", "prompt": "p"},
+        "missing_field",
+        "'output' (or reference_answer, response, answer, completion) is missing",
+    ),
+    (
+        "sft",
+        SFT | {"output": None},
+        "missing_field",
+        "'output' (or reference_answer, response, answer, completion) is null",
+    ),
     ("sft", SFT | {"prompt": " \n"}, "empty_field", "'prompt' is empty (' \\n')"),
     ("sft", SFT | {"output": ""}, "empty_field", "'output' is empty"),
     ("sft", SFT | {"output": 42}, "wrong_type", "'output' must be a string, found int 42"),
@@ -245,7 +255,12 @@ BAD = [
     ("dpo", PAIR | {"chosen": messages("So.") * 2}, "bad_messages", "message 2 is a second assistant message"),
     ("dpo", PAIR | {"chosen": messages("  ")}, "empty_field", "'chosen', content of message 1 is empty"),
     ("dpo", PAIR | {"chosen": messages("So.", user="When?")}, "bad_messages", "differs from column 'prompt'"),
-    ("orpo", PAIR | {"prompt": None}, "missing_field", "'prompt' (or instruction, user_prompt) is null"),
+    (
+        "orpo",
+        PAIR | {"prompt": None},
+        "missing_field",
+        "'prompt' (or instruction, user_prompt, question, query) is null",
+    ),
     *[
         ("rm", RM | {"margin": value}, "wrong_type", f"'margin' must be a finite number (float32), found {shown}")
         for value, shown in [
@@ -267,7 +282,12 @@ BAD = [
     ("dpo", PAIR | {"prompt": TWO[:3]}, "several_exchanges", "column 'prompt' is a conversation of 3 messages"),
     ("dpo", PAIR | {"chosen": TWO}, "several_exchanges", "column 'chosen' is a conversation of 4 messages"),
     ("sft", {"messages": messages("", user="Why?")[:1]}, "bad_messages", "'messages' has the roles user; allowed"),
-    ("sft", {"messages": messages("So.")}, "missing_field", "'prompt' (or instruction, user_prompt) is missing"),
+    (
+        "sft",
+        {"messages": messages("So.")},
+        "missing_field",
+        "'prompt' (or instruction, user_prompt, question, query) is missing",
+    ),
     ("sft", {"prompt": "When?", "messages": TWO[:2]}, "bad_messages", "column 'prompt' from character 3 on"),
     ("sft", {"system": "s", "messages": messages("a", user="u", system="t")}, "bad_messages", "from column 'sys"),
     ("dpo", PAIR | {"prompt": TWO[:2]}, "bad_messages", "'prompt' has the roles user, assistant"),

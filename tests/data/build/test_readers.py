@@ -176,14 +176,18 @@ ONE = {"system": ["s"], "prompt": ["p"], "output": ["o"]}
         ({name: pa.array([], pa.string()) for name in ONE}, ": is empty; at least one record is needed"),
         (
             {"a": [1], "b": [2]},
-            ":1: column 'output' (or reference_answer) is missing; kind sft needs prompt, output; found: a, b",
+            ":1: column 'output' (or reference_answer, response, answer, completion) is missing; kind sft needs "
+            "prompt, output; found: a, b",
         ),
         (ONE | {"output": [b"o"]}, ":1: column 'output' must be a string, found bytes b'o'"),
         (  # pyarrow makes a Timestamp of it where pandas is imported
             ONE | {"output": pa.array([1 << 62], pa.timestamp("ns"))},
             (":1: holds a value that cannot be decoded: Nanosecond", ":1: column 'output' must be a string, found Tim"),
         ),
-        (ONE | {"output": pa.array([None], pa.string())}, ":1: column 'output' (or reference_answer) is null"),
+        (
+            ONE | {"output": pa.array([None], pa.string())},
+            ":1: column 'output' (or reference_answer, response, answer, completion) is null",
+        ),
     ],
 )
 def test_parquet_without_records_or_text(tmp_path, columns, words):
