@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint.digest import tensors
-from janus_jax.checkpoint.hf.blocks import cpu_device
+from janus_jax.checkpoint.hf.blocks import cpu_device, empty
 from janus_jax.checkpoint.hf.keys import KeyEntry, KeyPath, key_table, nest
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.model.attention import Slots
@@ -63,6 +63,7 @@ class Outputs:
         self._layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
         self._in_layer = sum(entry.layer == 0 for entry in key_table(config))
         self._weights: dict[KeyPath, np.ndarray] = {}
+        self._float32: dict[KeyPath, np.ndarray] = {}  # memory for a layer's cast weights, which the next one reuses
         self._tied: np.ndarray | None = None
         self._x: Any = None
         self._head: list[np.ndarray] = []
@@ -86,11 +87,13 @@ class Outputs:
         while self._work:
             self._work.pop().result()
         self._pool.shutdown()
+        self._float32.clear()
         return self._head
 
     def _run(self, entry: KeyEntry, weights: dict[KeyPath, np.ndarray]) -> None:
         with jax.default_device(cpu_device()):
             if entry.layer is not None:
+                weights = {path: self._cast(path, block) for path, block in weights.items()}
                 placed = jax.device_put(nest(weights), cpu_device())  # unlike jit, this copies no aligned array
                 self._x = jax.block_until_ready(_layer(self._config, placed, self._x, self._layout))
             elif entry.path == ("embedding",):
@@ -104,6 +107,15 @@ class Outputs:
                     self._multiply(self._tied)
             else:
                 self._multiply(weights[entry.path])
+
+    def _cast(self, path: KeyPath, block: np.ndarray) -> np.ndarray:
+        """The block in float32. XLA would ask for new memory, which takes longer than the cast."""
+        if block.dtype == np.float32:
+            return block
+        if path not in self._float32:
+            self._float32[path] = empty(block.shape, np.dtype(np.float32))
+        np.copyto(self._float32[path], block)
+        return self._float32[path]
 
     def _multiply(self, columns: np.ndarray) -> None:
         starts = range(0, columns.shape[1], _HEAD_TOKENS)
