@@ -2,8 +2,11 @@
 
 import concurrent.futures
 import json
+import logging
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from janus_jax.checkpoint.hf.read import read_model_config, save_hf
 from janus_jax.cli import demo
@@ -33,20 +36,40 @@ def model(tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def compiled(tmp_path, caplog):
+    """Has JAX keep programs in an empty directory; gives the keys of a program that were compiled, and those found."""
+    before = jax.config.jax_compilation_cache_dir
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
+    logger = "jax._src.compiler"
+
+    def keys(name):
+        records = [record for record in caplog.records if record.name == logger and record.args[:1] == (f"jit_{name}",)]
+        return tuple({record.args[1] for record in records if word in record.msg} for word in ("MISS", "hit"))
+
+    with caplog.at_level(logging.DEBUG, logger):
+        yield keys
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
 @pytest.mark.parametrize(
     ("objective", "label", "head", "exported", "metric"),
     [
+        pytest.param("dpo", "DPO", "lm", "logits", "rewards/margins", marks=pytest.mark.slow),
         pytest.param("orpo", "ORPO", "lm", "logits", "log_odds", marks=pytest.mark.slow),
         ("rm", "RM", "value", "logits, rewards", "rewards/margins"),
     ],
 )
 def test_each_second_stage_is_trained_exported_and_printed(
-    model, objective, label, head, exported, metric, tmp_path, capsys
+    model, objective, label, head, exported, metric, tmp_path, capsys, compiled
 ):
     out = tmp_path / "demo"
     demo.run(model=model, steps=STEPS, out=out, devices=8, objective=objective)
     printed = capsys.readouterr().out
-    assert f"{label} accuracy, training" in printed and f"exported {exported}" in printed and "DPO" not in printed
+    assert f"{label} accuracy, training" in printed and f"exported {exported}" in printed
+    assert ("DPO" in printed) == (label == "DPO")
     summary = json.loads((out / "summary.json").read_text())
     assert summary["resumed"] is True and summary[objective]["step"] == STEPS
     assert summary[objective]["train"][metric] is not None
@@ -58,12 +81,17 @@ def test_each_second_stage_is_trained_exported_and_printed(
     assert trained["pairs"] == 6 * STEPS and trained["longer_wins"] == 0.5
     assert held_out and all(accuracy["pairs"] for accuracy in held_out)
     for accuracy in (trained, *held_out):
-        assert (
-            0 <= accuracy["right"] <= accuracy["pairs"]
-            and 0 <= accuracy["at_start"] <= 1
-            and 0 <= accuracy["margin_grew"] <= 1
-        )
+        assert 0 <= accuracy["right"] <= accuracy["pairs"]
+        for since_start in (accuracy["at_start"], accuracy["margin_grew"]):
+            # At its start DPO's policy is its own reference: all rewards are 0.
+            assert since_start is None if objective == "dpo" else 0 <= since_start <= 1
     assert (out / "curves.png").stat().st_size > 10_000
+    # SFT's step serves the resumed run, what was compiled beside SFT the second stage: nothing is compiled twice.
+    made, found = compiled("train")
+    assert len(made) == 2 and made == found
+    if objective == "dpo":
+        made, found = compiled("reference")
+        assert made and made == found
 
 
 def test_wilson_intervals_are_the_published_ones():
