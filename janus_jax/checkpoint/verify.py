@@ -87,7 +87,6 @@ class Outputs:
         while self._work:
             self._work.pop().result()
         self._pool.shutdown()
-        self._float32.clear()
         return self._head
 
     def _run(self, entry: KeyEntry, weights: dict[KeyPath, np.ndarray]) -> None:
@@ -101,6 +100,7 @@ class Outputs:
                 self._x = jnp.asarray(embedding[self._tokens], jnp.float32)[None]
                 self._tied = embedding.T if self._config.tie_embeddings else None
             elif entry.path == ("final_norm",):
+                self._float32.clear()  # there is no other layer
                 norm = jnp.asarray(weights[entry.path]).astype(jnp.float32)
                 self._x = rms_norm(self._x, norm, self._config.rms_norm_eps)[0]
                 if self._config.head == "lm" and self._tied is not None:

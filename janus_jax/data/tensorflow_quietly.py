@@ -62,7 +62,7 @@ class _Lazy(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def _stderr_kept_back(module: str) -> Iterator[None]:
-    """Holds back what is written to file descriptor 2 while a module loads, and shows it only if the block fails.
+    """Holds back what is written to file descriptor 2 while a module loads, and shows it only if that fails.
 
     While they load, TensorFlow's C++ parts write lines about missing CUDA drivers before they read any log level. The
     descriptor is that of all threads, so nothing is held back once the module is here.
@@ -74,10 +74,12 @@ def _stderr_kept_back(module: str) -> Iterator[None]:
         sys.stderr.flush()
         original = os.dup(2)
         os.dup2(kept.fileno(), 2)
-        failed = True
+        failed = False
         try:
             yield
-            failed = False
+        except Exception:  # a signal is no failure
+            failed = True
+            raise
         finally:
             sys.stderr.flush()
             os.dup2(original, 2)

@@ -5,7 +5,8 @@
     JAX_PLATFORMS=cpu python -m tests.benchmarks.compile_time --together           # all at once, in threads
     JAX_PLATFORMS=cpu python -m tests.benchmarks.compile_time --lower-only         # what a second start pays
 
-Compare CPU seconds (of all threads): they hardly depend on what else the machine does.
+Compare runs that follow one another: what else the machine does hardly changes CPU seconds (of all threads), but they
+grow too when the machine itself is slow.
 """
 
 import argparse

@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--verify", nargs="+", default=["none", "logits"], help="values of `--verify` to run")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="that to-hf writes")
     arguments = parser.parse_args()
-    scratch = arguments.scratch / "conversion"
+    scratch = arguments.scratch.resolve() / "conversion"  # `janus` runs in its checkout
     try:
         config = dataclasses.replace(PRESETS["mistral-7b"], num_layers=arguments.layers)
         figures = run(scratch, config, arguments.before, arguments.verify, arguments.dtype)

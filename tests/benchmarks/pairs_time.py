@@ -367,7 +367,9 @@ def main() -> None:
         steps = packed_steps(arguments.steps)
         if arguments.trl:
             write_for_trl(Path(scratch), steps)
-            names |= {f"trl-{at_once}": str(arguments.trl / "bin" / "python") for at_once in arguments.at_once}
+            names |= {
+                f"trl-{at_once}": str(arguments.trl.absolute() / "bin" / "python") for at_once in arguments.at_once
+            }
         sides = [Side(name, python, Path(scratch), options) for name, python in names.items()]
         try:
             for side in sides:

@@ -63,7 +63,8 @@ def main() -> None:
     sides = {"kept": ROOT, "returned": ROOT}
     names = {"kept": "freed memory kept", "returned": "freed memory returned"}
     if arguments.beside:
-        sides, names = {"this": ROOT, "other": arguments.beside}, {"this": "this code", "other": str(arguments.beside)}
+        sides = {"this": ROOT, "other": arguments.beside.resolve()}  # processes run in another directory
+        names = {"this": "this code", "other": str(arguments.beside)}
     with tempfile.TemporaryDirectory() as scratch:
         from janus_jax.data.build.pipeline import build
         from janus_jax.data.sample import write_sample

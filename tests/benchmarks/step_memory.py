@@ -90,6 +90,7 @@ CELLS = (
     Cell("v6e-8"),
     Cell("v4-16", length=4096, rows=2),
     Cell("v5e-16", rows=0.25, tensor=4),
+    Cell("v6e-16", tensor=4),
 )
 
 

@@ -51,6 +51,23 @@ def test_seqio_is_imported_without_keras_which_others_may_still_use():
     assert done.stdout == "False False\nTrue SentencePieceVocabulary\n"
 
 
+@pytest.mark.parametrize(("error", "shown"), [("ImportError('no such module')", True), ("Interrupted(2)", False)])
+def test_what_tensorflow_writes_while_it_loads_is_shown_if_it_fails_and_not_after_a_signal(error, shown):
+    code = (
+        "import os, sys\nfrom janus_jax.data.tensorflow_quietly import import_tfds\n"
+        "from janus_jax.errors import Interrupted\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'tensorflow':\n"
+        "            os.write(2, b'no drivers')\n"
+        f"            raise {error}\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "try: import_tfds()\nexcept BaseException as error: print(repr(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert (done.stdout, "no drivers" in done.stderr) == (f"{error}\n", shown)
+
+
 @pytest.mark.parametrize("value", [None, "0"])
 def test_the_choice_of_keras_that_a_user_made_stays(value, monkeypatch):
     monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
