@@ -20,6 +20,9 @@ _MORE_ON_CPUS = 8
 BYTES_PER_CHUNK = 4 * _LOGITS_PER_CHUNK
 """Of the logits that are alive at once on a device."""
 
+_ELEMENTS_PER_TILE, _MOST_TILES = 1 << 25, 32
+"""Of the head, when its gradient is computed: 128 MiB in float32."""
+
 _LANES = 128
 """Of a TPU's vector unit: longer chunks are multiples of it."""
 
@@ -38,7 +41,8 @@ def token_logps(
 
     Goes along the length in chunks whose logits are recomputed in the backward pass; those of a single chunk are kept.
     Every device has its own tokens and, where the vocabulary is sharded over others, a part of it. Widths of the head
-    come together once, in the dtype of `hidden`; its gradient is summed over chunks in float32 and sent out once.
+    come together once, in the dtype of `hidden`. In the backward pass they come tile by tile of the vocabulary. A
+    tile's gradient is summed over chunks in float32 and sent out, so that no device holds the whole gradient.
 
     Args:
         counted: the slots whose log-probs matter; None: all. Those of others may be 0, without a gradient.
@@ -128,9 +132,9 @@ def _precision(x: Array) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
-def _is_target(targets: Array, size: int, place: Placement) -> Array:
-    """[b, c, size]: which id of this device's part of the vocabulary is the target."""
-    return vocab_start(place, size) + jnp.arange(size, dtype=jnp.int32) == targets[..., None]
+def _is_target(targets: Array, first: Array, size: int) -> Array:
+    """[b, c, size]: which of `size` ids, beginning with `first`, is the target."""
+    return first + jnp.arange(size, dtype=jnp.int32) == targets[..., None]
 
 
 def _of_target(logits: Array, targets: Array, names: tuple[str, ...], place: Placement) -> tuple[Array, Array, Array]:
@@ -144,7 +148,7 @@ def _of_target(logits: Array, targets: Array, names: tuple[str, ...], place: Pla
         picked = jnp.take_along_axis(logits, at.clip(0, size - 1), -1)
         picked = jnp.where((at >= 0) & (at < size), picked, 0)[..., 0]
     else:  # a masked sum rather than a gather: the target may be in another device's part
-        picked = jnp.where(_is_target(targets, size, place), logits, 0).sum(-1)
+        picked = jnp.where(_is_target(targets, vocab_start(place, size), size), logits, 0).sum(-1)
     if names:
         total, picked = jax.lax.psum((total, picked), names)
     return top, picked, top + jnp.log(total)
@@ -171,28 +175,55 @@ def _backward(
     x: Array, shard: Array, targets: Array, g: Array, logsumexp: Array, *logits: Array, place: Placement
 ) -> tuple[Array, Array]:
     """Cotangents of x [b, l, D] and of this device's shard of the head."""
-    head, names = gather(shard.astype(x.dtype), place, _HEAD), vocab_axes(place)
+    names = vocab_axes(place)
+    whole = bool(logits) or place.names("vocab") != names  # gathered columns of a tile would not be neighbours
+    count = 1 if whole else tiles(x.shape[-1], shard.shape[1])
+    width = shard.shape[1] // count
 
-    def chunk(total: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
-        x, targets, g, logsumexp, *logits = args
-        p = jnp.exp((logits[0] if logits else _logits(x, head)) - logsumexp[..., None])
-        d = (_is_target(targets, head.shape[1], place) - p) * g[..., None]
-        d = d.astype(x.dtype).reshape(-1, head.shape[1])
-        multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32, precision=_precision(x))
-        total = total + multiply(x.reshape(-1, x.shape[-1]).T, d)
-        dx = multiply(d, head.T)
-        dx = jax.lax.psum(dx, names) if names else dx
-        return total, dx.astype(x.dtype).reshape(x.shape)
+    def tile(number: Array | int) -> tuple[Array, Array]:
+        """What a tile of the vocabulary gives to the cotangent of x, in float32, and the tile's own."""
+        columns = shard if count == 1 else jax.lax.dynamic_slice_in_dim(shard, number * width, width, 1)
+        head = gather(columns.astype(x.dtype), place, _HEAD)
+        first = vocab_start(place, shard.shape[1]) + number * width
 
-    args, zeros = (x, targets, g, logsumexp, *logits), jnp.zeros(head.shape, jnp.float32)
-    if logits:
-        total, dx = chunk(zeros, args)
+        def chunk(total: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
+            x, targets, g, logsumexp, *logits = args
+            p = jnp.exp((logits[0] if logits else _logits(x, head)) - logsumexp[..., None])
+            d = (_is_target(targets, first, head.shape[1]) - p) * g[..., None]
+            d = d.astype(x.dtype).reshape(-1, head.shape[1])
+            multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32, precision=_precision(x))
+            total = total + multiply(x.reshape(-1, x.shape[-1]).T, d)
+            dx = multiply(d, head.T)
+            return total, (jax.lax.psum(dx, names) if names else dx).reshape(x.shape)
+
+        args, zeros = (x, targets, g, logsumexp, *logits), jnp.zeros(head.shape, jnp.float32)
+        if logits:
+            total, dx = chunk(zeros, args)
+        else:
+            slots = _chunk_here(x, head)
+            total, dx = jax.lax.scan(chunk, zeros, tuple(_split(arg, slots) for arg in args))
+            dx = _join(dx, x.shape[1])
+        return dx, scatter_sum(total, place, _HEAD).astype(shard.dtype)
+
+    def add_tile(sums: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+        dx, gradient = tile(number)
+        gradient = jax.lax.dynamic_update_slice_in_dim(sums[1], gradient, number * width, 1)
+        return (sums[0] + dx, gradient), None
+
+    if count == 1:
+        dx, gradient = tile(0)
     else:
-        slots = _chunk_here(x, head)
-        total, dx = jax.lax.scan(chunk, zeros, tuple(_split(arg, slots) for arg in args))
-        dx = _join(dx, x.shape[1])
-    # The blocks' backward pass waits for the sum, or its parts would be in memory all the while.
-    return jax.lax.optimization_barrier((dx, scatter_sum(total, place, _HEAD).astype(shard.dtype)))
+        zeros = jnp.zeros(x.shape, jnp.float32), jnp.zeros(shard.shape, shard.dtype)
+        (dx, gradient), _ = jax.lax.scan(add_tile, zeros, jnp.arange(count))
+    # The blocks' backward pass waits for the gradient, or its parts would be in memory all the while.
+    return jax.lax.optimization_barrier((dx.astype(x.dtype), gradient))
+
+
+def tiles(width: int, vocab: int) -> int:
+    """In how many equal parts of a device's vocabulary the gradient of a head [width, vocab] is computed."""
+    unit = vocab // _LANES if vocab % _LANES == 0 else vocab
+    counts = [count for count in range(1, _MOST_TILES + 1) if unit % count == 0]
+    return next((count for count in counts if width * vocab <= count * _ELEMENTS_PER_TILE), counts[-1])
 
 
 def _chunk_here(x: Array, head: Array) -> int:

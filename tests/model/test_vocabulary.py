@@ -60,13 +60,18 @@ def put(place, array, *axes):
 
 
 @pytest.mark.parametrize(
-    ("place", "slots"),
-    [*((place, 5) for place in PLACES), *((place, 1000) for place in DISTINCT), ("one device", 8)],
+    ("place", "slots", "tile"),
+    [
+        *((place, 5, tile) for tile in (3, VOCAB) for place in PLACES),
+        *((place, 1000, VOCAB) for place in DISTINCT),
+        ("one device", 8, VOCAB),
+    ],
     indirect=["place"],
 )
-def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers, slots, monkeypatch):
-    """In chunks of 5 (padded) and 8 slots, and in one."""
+def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers, slots, tile, monkeypatch):
+    """In chunks of 5 (padded) and 8 slots, and in one; gradients in tiles of 3 ids, where devices allow that."""
     monkeypatch.setattr(head_module, "_chunk", lambda place, rows, vocab: slots)
+    monkeypatch.setattr(head_module, "_ELEMENTS_PER_TILE", tile * WIDTH)
     ids, weights = numbers["ids"], numbers["weights"]
 
     def whole(hidden, head):
@@ -153,6 +158,15 @@ def test_sums_over_devices_are_those_of_numpy(place, platform, monkeypatch):
 
     summed = jax.jit(place.map(local, ((*TOKENS, None), wide), axes))(hidden, other)
     np.testing.assert_array_equal(summed, np.einsum("bld,blv->dv", hidden, other))
+
+
+@pytest.mark.parametrize(
+    ("width", "vocab", "tiles"),
+    [(4096, 32000, 5), (4096, 16000, 5), (4096, 8000, 1), (4096, 128256, 6), (512, 32000, 1), (4096, 50257, 29)],
+)
+def test_tiles_are_the_fewest_of_128_mib_that_divide_the_vocabulary(width, vocab, tiles):
+    """In whole vectors of 128 ids if the vocabulary has such; of 128,256 ids only six parts do, which are larger."""
+    assert head_module.tiles(width, vocab) == tiles
 
 
 def test_gradients_of_the_head_are_summed_in_float32(numbers):

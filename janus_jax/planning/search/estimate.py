@@ -17,6 +17,7 @@ from janus_jax.batch import row_bytes
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.head import tiles
 from janus_jax.model.mistral import INPUT_AXES, INPUT_OVER, param_specs
 from janus_jax.model.remat import INPUT, TENSORS, Remat, in_order, kept
 from janus_jax.parallel import mesh as meshes
@@ -209,8 +210,10 @@ class _DeviceShare:
         block = self.tokens * (4 * wide + 9 * width) * compute + gathered + keys
         head = 0.0
         if model.head == "lm":
-            head = width * model.vocab_size / self.shards["vocab"] * (4 + compute) + _CHUNK_BYTES
-            head += self.tokens * width * (compute + 4)
+            vocab = model.vocab_size // self.shards["vocab"]
+            count = tiles(width, vocab)
+            head = width * vocab / count * (4 + compute) + _CHUNK_BYTES
+            head += self.tokens * width * (compute + (4 if count == 1 else 8))
         update = 0 if update_by_parts else self.whole * 4
         return max(kept + copy + block + gradients + summed, kept + copy + head + summed, update)
 
