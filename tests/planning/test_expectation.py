@@ -71,6 +71,18 @@ def test_without_a_step_on_these_chips_nothing_is_expected(plan, capsys):
     assert "expected: nothing: no step on v5e was measured" in " ".join(capsys.readouterr().out.split())
 
 
+def test_hours_and_cost_are_expected_too(plan, capsys):
+    plan = dataclasses.replace(plan, usd_per_hour=10.0, steps_per_epoch=None)
+    hours = plan.bound.seconds * 1000 / 3600
+    own = expectation.expect(plan, [Measured("here", "v5e", 2.0, "sft", "full")])
+    show(own)
+    text = f"at the bound, expected {2 * hours:,.2f} hours, {20 * hours:,.2f} USD; 10.00 USD per hour"
+    assert text in " ".join(capsys.readouterr().out.split())
+    show(dataclasses.replace(own, steps_per_epoch=1000, usd_per_hour=None))
+    text = f"1,000 steps, {hours:,.2f} hours at the bound, expected {2 * hours:,.2f} hours; no price"
+    assert text in " ".join(capsys.readouterr().out.split())
+
+
 def test_simulated_devices_expect_nothing(plan):
     simulated = dataclasses.replace(plan, target=find_slice("cpu:8"), bound=None)
     assert expectation.expect(simulated, [Measured("a", "cpu", 2.0)]) is simulated
