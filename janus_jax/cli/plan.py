@@ -17,6 +17,7 @@ from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus plan configs/sft_65k.yaml --topology v5litepod-16 batch.rows=64 --png plan.png"
 DOES_NOT_FIT = 3
+TRIES = 12  # changes that are compiled for a step that does not fit
 
 
 def plan(
@@ -64,8 +65,13 @@ def plan(
         ),
     ] = None,
     tries: Annotated[
-        int, typer.Option(min=0, help="If the step does not fit: try up to this many changes to find some that fit.")
-    ] = 12,
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="If the step does not fit: try up to this many changes to find some that fit. Default: 12.",
+        ),
+    ] = None,
     sweep: Annotated[
         int | None,
         typer.Option(
@@ -119,6 +125,7 @@ def plan(
         "--cache-dtype": cache_dtype,
     }
     of_training = {
+        "--tries": tries,
         "--png": png,
         "--dump-hlo": dump_hlo,
         "--explain": explain,
@@ -137,6 +144,9 @@ def plan(
     if os.path.isdir(config):
         raise ConfigError(f"{config}: is a directory; allowed: a YAML file, or with --generate a model")
     loaded = load(config, overrides)
+    others = {"--explain": explain, "--sweep": sweep, "--search-remat": search_remat}
+    for other in (name for name, value in others.items() if value is not None and tries is not None):
+        raise ConfigError(f"--tries {tries}: not allowed with {other}")
     if search_remat is not None:
         alone = {"--sweep": sweep, "--explain": explain, "--dump-hlo": dump_hlo, "--measured": (measured or [None])[0]}
         for name, value in alone.items():
@@ -148,6 +158,8 @@ def plan(
         raise ConfigError("--sweep, --explain: allowed: only one of them")
     if measured and (explain is not None or sweep is not None):
         raise ConfigError(f"--measured {measured[0]}: not allowed with --sweep or --explain")
+    if chips is not None and explain is not None:
+        raise ConfigError(f"--chips {chips}: not allowed with --explain, which needs no figures of chips")
     if explain is not None:
         from janus_jax.planning.report.explain import explain_parameters
 
@@ -180,8 +192,8 @@ def plan(
         picture(planned, png)
     _print_written(json, png, dump_hlo)
     if not planned.fits:
-        if tries:
-            _suggest(loaded, topology, slices, chips, tries, planned)
+        if tries != 0:
+            _suggest(loaded, topology, slices, chips, TRIES if tries is None else tries, planned)
         raise typer.Exit(DOES_NOT_FIT)
 
 

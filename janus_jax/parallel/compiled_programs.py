@@ -7,8 +7,11 @@ ends the search for programs to delete.
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+from janus_jax.errors import first_line
 
 MOST_BYTES = 10 << 30
 """Of all programs. JAX deletes those that were not used for the longest time."""
@@ -22,7 +25,7 @@ def keep(directory: str | os.PathLike[str]) -> bool:
 
     What the user has set by JAX's own variables stays: `JAX_COMPILATION_CACHE_DIR`,
     `JAX_COMPILATION_CACHE_MAX_SIZE`, `JAX_ENABLE_COMPILATION_CACHE`. Of several processes, JAX has only process 0
-    write. A directory that cannot be written is not used.
+    write. A directory that cannot be written is not used, and a note on stderr says so.
     """
     import filelock
     import jax
@@ -36,7 +39,9 @@ def keep(directory: str | os.PathLike[str]) -> bool:
             _delete_cut(Path(directory))
     except filelock.Timeout:
         pass  # another process is busy there
-    except OSError:
+    except OSError as error:
+        reason = (error.strerror or first_line(error)).lower()
+        print(f"note: {os.fspath(directory)}: {reason}; compiled programs are not kept (JANUS_CACHE)", file=sys.stderr)
         return False
     jax.config.update("jax_compilation_cache_dir", os.fspath(directory))
     if settings.jax_compilation_cache_max_size == -1:

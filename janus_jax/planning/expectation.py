@@ -5,9 +5,11 @@ import functools
 import json
 import math
 import os
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -36,28 +38,48 @@ def read_timing(path: str | os.PathLike[str]) -> Measured:
     """A step that `janus time-step --json` wrote.
 
     Raises:
-        ConfigError: the file cannot be read, is something else, or has no bound, because its devices are simulated.
+        ConfigError: the file cannot be read, is something else, or has no bound, because its devices are simulated;
+            names the key and its value.
     """
     where = f"--measured {os.fspath(path)}"
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
-        plan, seconds = value["plan"], float(value["median_s"])
-        family, objective, remat, bound = plan["target"]["family"], plan["objective"], plan["remat"], plan["bound"]
     except OSError as error:
         raise ConfigError(f"{where}: {(error.strerror or str(error)).lower()}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{where}: is no JSON: {first_line(error)}; allowed: a file of janus time-step --json"
-        ) from error
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{where}: has no {error}; allowed: a file of janus time-step --json") from error
+        raise ConfigError(f"{where}: is no JSON: {first_line(error)}; {_TIMING}") from error
+    plan, median = _key(value, "plan", where), _key(value, "median_s", where)
+    target, objective, remat, bound = (_key(plan, f"plan.{key}", where) for key in _PLAN)
+    family = _key(target, "plan.target.family", where)
     if bound is None:
-        raise ConfigError(f"{where}: was measured on {plan['target'].get('name')}, whose steps have no bound")
-    least = bound.get("seconds") if isinstance(bound, Mapping) else None
-    if not (isinstance(least, int | float) and 0 < least < math.inf and 0 < seconds < math.inf):
-        raise ConfigError(f"{where}: a bound of {least} s and a median of {seconds} s; allowed: positive numbers")
-    return Measured(os.fspath(path), family, seconds / least, objective, remat)
+        raise ConfigError(f"{where}: was measured on {target.get('name')}, whose steps have no bound")
+    least = _key(bound, "plan.bound.seconds", where)
+    factor = _positive(median, "median_s", where) / _positive(least, "plan.bound.seconds", where)
+    if not 0 < factor < math.inf:
+        raise ConfigError(f"{where}: median_s = {median} with plan.bound.seconds = {least}: too far apart to divide")
+    return Measured(os.fspath(path), family, factor, objective, remat)
+
+
+_TIMING = "allowed: a file of janus time-step --json"
+_PLAN = ("target", "objective", "remat", "bound")
+
+
+def _key(section: Any, path: str, where: str) -> Any:
+    """The value at a path of a timing's file, whose last key is one of `section`."""
+    parent, _, key = path.rpartition(".")
+    if not isinstance(section, Mapping):
+        place = f"{parent} = {reprlib.repr(section)}: is no object" if parent else "is no JSON object"
+        raise ConfigError(f"{where}: {place}; {_TIMING}")
+    if key not in section:
+        raise ConfigError(f"{where}: has no {path!r}; {_TIMING}")
+    return section[key]
+
+
+def _positive(value: Any, path: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise ConfigError(f"{where}: {path} = {reprlib.repr(value)}: allowed: a finite number > 0")
+    return float(value)
 
 
 class Published(NamedTuple):

@@ -147,6 +147,21 @@ def test_where_it_shall_be_planned_for_is_clear_at_once(options, message, janus,
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--explain", "embedding", "--chips", "c.yaml"), "--chips c.yaml: not allowed with --explain"),
+        (("--explain", "embedding", "--tries", 0), "--tries 0: not allowed with --explain"),
+        (("--sweep", 2, "--tries", 3), "--tries 3: not allowed with --sweep"),
+        (("--search-remat", 2, "--tries", 3), "--tries 3: not allowed with --search-remat"),
+        (("--generate", "--tries", 3), "--tries 3: not allowed with --generate"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message, janus, small):
+    code, out, err = janus("plan", small, "--topology", "v4-8", *options)
+    assert (code, out) == (2, "") and err.startswith("error: ") and message in err
+
+
 @pytest.mark.parametrize(("given", "expected"), [("cpu:4", "cpu:4"), ("4", "cpu:4"), ("cpu-2", "cpu-2")])
 def test_simulated_devices_have_an_option_of_their_own(given, expected, janus, small):
     with mock.patch("janus_jax.planning.plan", autospec=True, return_value=example_plan()) as plan:

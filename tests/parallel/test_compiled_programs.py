@@ -27,19 +27,19 @@ def run(directory, **environment):
         [sys.executable, "-c", _SCRIPT, directory], env=own, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return [*done.stdout.split(), done.stderr]
 
 
 def test_programs_are_compiled_once_and_what_was_cut_is_compiled_again(tmp_path):
     programs = tmp_path / "a" / "programs"
     most = str(10 << 30)
-    assert run(programs) == ["True", "False", "True", most]
-    assert run(programs) == ["True", "True", "False", most]
+    assert run(programs) == ["True", "False", "True", most, ""]
+    assert run(programs) == ["True", "True", "False", most, ""]
     for program in programs.glob("*-cache"):  # a process was killed while it wrote
         program.write_bytes(program.read_bytes()[:10])
         program.with_name(program.name.replace("-cache", "-atime")).unlink()
     (programs / "gone-atime").write_bytes(b"12345678")
-    assert run(programs) == ["True", "False", "True", most]
+    assert run(programs) == ["True", "False", "True", most, ""]
     assert not (programs / "gone-atime").exists()
     assert run(programs)[1] == "True"
 
@@ -51,6 +51,9 @@ def test_what_the_user_has_set_stays(tmp_path, other):
     assert not (tmp_path / "programs").exists() and (tmp_path / "own").exists() == other.endswith("DIR")
 
 
-def test_a_place_that_cannot_be_written_is_not_used(tmp_path):
+def test_a_place_that_cannot_be_written_is_not_used_and_a_note_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    assert run(tmp_path / "file" / "programs")[0] == "False"
+    programs = tmp_path / "file" / "programs"
+    kept, *_, said = run(programs)
+    assert kept == "False"
+    assert said == f"note: {programs}: not a directory; compiled programs are not kept (JANUS_CACHE)\n"

@@ -71,6 +71,18 @@ def test_without_a_step_on_these_chips_nothing_is_expected(plan, capsys):
     assert "expected: nothing: no step on v5e was measured" in " ".join(capsys.readouterr().out.split())
 
 
+def test_hours_and_cost_are_expected_too(plan, capsys):
+    plan = dataclasses.replace(plan, usd_per_hour=10.0, steps_per_epoch=None)
+    hours = plan.bound.seconds * 1000 / 3600
+    own = expectation.expect(plan, [Measured("here", "v5e", 2.0, "sft", "full")])
+    show(own)
+    text = f"at the bound, expected {2 * hours:,.2f} hours, {20 * hours:,.2f} USD; 10.00 USD per hour"
+    assert text in " ".join(capsys.readouterr().out.split())
+    show(dataclasses.replace(own, steps_per_epoch=1000, usd_per_hour=None))
+    text = f"1,000 steps, {hours:,.2f} hours at the bound, expected {2 * hours:,.2f} hours; no price"
+    assert text in " ".join(capsys.readouterr().out.split())
+
+
 def test_simulated_devices_expect_nothing(plan):
     simulated = dataclasses.replace(plan, target=find_slice("cpu:8"), bound=None)
     assert expectation.expect(simulated, [Measured("a", "cpu", 2.0)]) is simulated
@@ -80,9 +92,11 @@ def test_simulated_devices_expect_nothing(plan):
     ("text", "message"),
     [
         ("{", "is no JSON"),
-        ("[]", "has no"),
+        ("[]", "is no JSON object"),
+        ('"text"', "is no JSON object"),
         ('{"plan": {}}', "has no 'median_s'"),
-        ('{"plan": {}, "median_s": 1}', "has no 'target'"),
+        ('{"plan": [1], "median_s": 1}', r"plan = \[1\]: is no object"),
+        ('{"plan": {}, "median_s": 1}', "has no 'plan.target'"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, text, message):
@@ -100,7 +114,31 @@ def test_steps_that_teach_nothing_are_refused(plan, tmp_path):
         timing(tmp_path / "a.json", plan, 1.0, target=find_slice("cpu:8"), bound=None)
     text = (tmp_path / "a.json").read_text()
     (tmp_path / "a.json").write_text(text.replace('"bound": null', '"bound": {"seconds": 0}'))
-    with pytest.raises(ConfigError, match=r"a bound of 0 s and a median of 1\.0 s; allowed: positive"):
+    with pytest.raises(ConfigError, match=r"plan\.bound\.seconds = 0: allowed: a finite number > 0"):
         expectation.read_timing(tmp_path / "a.json")
     with pytest.raises(ConfigError, match="was measured on v4, but this plan is for v5e"):
         expectation.require_used([Measured("a.json", "v4", 2.0)], "v5e")
+
+
+@pytest.mark.parametrize("value", ["fast", "9", None, True, -1, 0, float("nan"), float("inf"), 10**400, [1.0]])
+@pytest.mark.parametrize("key", ["median_s", "plan.bound.seconds"])
+def test_seconds_that_are_no_positive_number_are_refused_by_key(plan, tmp_path, key, value):
+    path = tmp_path / "times.json"
+    timing(path, plan, 1.0)
+    content = json.loads(path.read_text())
+    (content if key == "median_s" else content["plan"]["bound"])[key.rpartition(".")[2]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=rf"{key} = .*: allowed: a finite number > 0") as refused:
+        expectation.read_timing(path)
+    assert str(refused.value).startswith(f"--measured {path}: ") and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(("median", "least"), [(1e-320, 1e300), (1e300, 1e-320)])
+def test_seconds_whose_ratio_is_no_number_are_refused(plan, tmp_path, median, least):
+    path = tmp_path / "times.json"
+    timing(path, plan, 1.0)
+    content = json.loads(path.read_text())
+    content["median_s"], content["plan"]["bound"]["seconds"] = median, least
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="too far apart to divide"):
+        expectation.read_timing(path)

@@ -325,17 +325,21 @@ def _epoch(plan: Plan, prices_of: str | None) -> str:
         hours = None if plan.bound is None else plan.bound.seconds * 1000 / 3600
         thousand = ""
         if hours is not None and math.isfinite(hours):
-            cost = "" if plan.usd_per_hour is None else f", {plan.usd_per_hour * hours:,.2f} USD"
-            thousand = f"; 1,000 steps take {hours:,.2f} hours{cost} at the bound"
+            thousand = f"; 1,000 steps take {_hours(plan, hours)}"
         return f"its length is unknown without the data set{thousand}; {price}"
     if plan.hours_per_epoch is None:
         return f"{counted(plan.steps_per_epoch, 'step')}; {price}"
-    cost = "" if plan.usd_per_epoch is None else f", {plan.usd_per_epoch:,.2f} USD"
-    expected = "" if plan.expected is None else f", {plan.hours_per_epoch * plan.expected.factor:,.2f} hours expected"
-    return (
-        f"{counted(plan.steps_per_epoch, 'step')}, {plan.hours_per_epoch:,.2f} hours{cost} at the bound{expected}; "
-        f"{price}"
-    )
+    return f"{counted(plan.steps_per_epoch, 'step')}, {_hours(plan, plan.hours_per_epoch)}; {price}"
+
+
+def _hours(plan: Plan, hours: float) -> str:
+    """Hours and cost at the bound, and those that are expected."""
+
+    def with_cost(hours: float) -> str:
+        return f"{hours:,.2f} hours" + ("" if plan.usd_per_hour is None else f", {plan.usd_per_hour * hours:,.2f} USD")
+
+    expected = "" if plan.expected is None else f", expected {with_cost(hours * plan.expected.factor)}"
+    return f"{with_cost(hours)} at the bound{expected}"
 
 
 def _table(*headers: str) -> Table:
