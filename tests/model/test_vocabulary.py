@@ -162,10 +162,10 @@ def test_sums_over_devices_are_those_of_numpy(place, platform, monkeypatch):
 
 @pytest.mark.parametrize(
     ("width", "vocab", "tiles"),
-    [(4096, 32000, 5), (4096, 16000, 5), (4096, 8000, 1), (4096, 128256, 6), (512, 32000, 1), (4096, 50257, 29)],
+    [(4096, 32000, 1), (8192, 32000, 2), (4096, 128256, 6), (4096, 32064, 1), (4096, 64128, 3), (4096, 50257, 29)],
 )
-def test_tiles_are_the_fewest_of_128_mib_that_divide_the_vocabulary(width, vocab, tiles):
-    """In whole vectors of 128 ids if the vocabulary has such; of 128,256 ids only six parts do, which are larger."""
+def test_tiles_are_the_fewest_of_512_mib_that_divide_the_vocabulary(width, vocab, tiles):
+    """In whole vectors of 128 ids if the vocabulary has such."""
     assert head_module.tiles(width, vocab) == tiles
 
 
