@@ -55,8 +55,12 @@ def read_timing(path: str | os.PathLike[str]) -> Measured:
     if bound is None:
         raise ConfigError(f"{where}: was measured on {target.get('name')}, whose steps have no bound")
     least = _key(bound, "plan.bound.seconds", where)
-    factor = _positive(median, "median_s", where) / _positive(least, "plan.bound.seconds", where)
-    if not 0 < factor < math.inf:
+    seconds, least = _positive(median, "median_s", where), _positive(least, "plan.bound.seconds", where)
+    if seconds < least:
+        raise ConfigError(
+            f"{where}: median_s = {median} is less than plan.bound.seconds = {least}; no step is faster than its bound"
+        )
+    if math.isinf(factor := seconds / least):
         raise ConfigError(f"{where}: median_s = {median} with plan.bound.seconds = {least}: too far apart to divide")
     return Measured(os.fspath(path), family, factor, objective, remat)
 
@@ -125,7 +129,11 @@ def expect(plan: Plan, measured: Sequence[Measured]) -> Plan:
 
 
 def require_used(measured: Sequence[Measured], family: str) -> None:
-    """Raises ConfigError: a file is of other chips than the plan's."""
+    """Raises ConfigError: a file is of other chips than the plan's, or is given twice."""
+    seen: set[str] = set()
     for one in measured:
+        if (path := os.path.realpath(one.source)) in seen:
+            raise ConfigError(f"--measured {one.source}: is given twice")
+        seen.add(path)
         if one.family != family:
             raise ConfigError(f"--measured {one.source}: was measured on {one.family}, but this plan is for {family}")

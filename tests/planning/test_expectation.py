@@ -124,7 +124,7 @@ def test_steps_that_teach_nothing_are_refused(plan, tmp_path):
 @pytest.mark.parametrize("key", ["median_s", "plan.bound.seconds"])
 def test_seconds_that_are_no_positive_number_are_refused_by_key(plan, tmp_path, key, value):
     path = tmp_path / "times.json"
-    timing(path, plan, 1.0)
+    timing(path, plan, 8.0)
     content = json.loads(path.read_text())
     (content if key == "median_s" else content["plan"]["bound"])[key.rpartition(".")[2]] = value
     path.write_text(json.dumps(content))
@@ -133,12 +133,23 @@ def test_seconds_that_are_no_positive_number_are_refused_by_key(plan, tmp_path, 
     assert str(refused.value).startswith(f"--measured {path}: ") and len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize(("median", "least"), [(1e-320, 1e300), (1e300, 1e-320)])
-def test_seconds_whose_ratio_is_no_number_are_refused(plan, tmp_path, median, least):
+@pytest.mark.parametrize(
+    ("median", "least", "message"),
+    [(1e300, 1e-320, "too far apart to divide"), (0.9, 1.0, "less than .* no step is faster than its bound")],
+)
+def test_seconds_that_give_no_factor_are_refused(plan, tmp_path, median, least, message):
     path = tmp_path / "times.json"
-    timing(path, plan, 1.0)
+    timing(path, plan, 8.0)
     content = json.loads(path.read_text())
     content["median_s"], content["plan"]["bound"]["seconds"] = median, least
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match="too far apart to divide"):
+    with pytest.raises(ConfigError, match=message):
         expectation.read_timing(path)
+
+
+def test_a_file_that_is_given_twice_is_refused(plan, tmp_path):
+    one = timing(tmp_path / "one.json", plan, 8.0)
+    (tmp_path / "same.json").symlink_to(tmp_path / "one.json")
+    expectation.require_used([one, timing(tmp_path / "other.json", plan, 8.0)], "v5e")
+    with pytest.raises(ConfigError, match=r"same\.json: is given twice"):
+        expectation.require_used([one, expectation.read_timing(tmp_path / "same.json")], "v5e")
