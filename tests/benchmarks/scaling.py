@@ -11,7 +11,7 @@ import dataclasses
 import io
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import matplotlib
@@ -62,15 +62,16 @@ class Cell:
         return (self.ici_s + self.dcn_s) / self.compute_s
 
 
-def cells() -> Iterator[Cell]:
+def cells(recipes: Iterable[str] = RECIPES, sizes: Iterable[int] = CHIPS) -> Iterator[Cell]:
     """Every step that the meshes allow."""
-    for recipe, (name, changes) in RECIPES.items():
+    for recipe in recipes:
+        name, changes = RECIPES[recipe]
         for prefix, (family, largest, cores) in FAMILIES.items():
-            for chips in CHIPS:
+            for chips in sizes:
                 slices = max(1, chips // largest)
                 target = find_slice(f"{prefix}-{chips // slices * cores}")
-                for mesh, sizes in MESHES.items():
-                    axes = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes
+                for mesh, split in MESHES.items():
+                    axes = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | split
                     if slices > 1:
                         axes["data"] = axes["data"] if axes["data"] == -1 else slices
                     rows = chips // axes["tensor"]
