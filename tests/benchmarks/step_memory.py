@@ -130,7 +130,7 @@ def maxtext(cell: Cell, venv: Path, gradients: str) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as scratch:
         options = [
             *SETTINGS.split(),
-            f"compile_topology={cell.slice}",
+            f"compile_topology={cell.slice.replace('v5litepod', 'v5e')}",
             f"model_name={cell.model}",
             f"per_device_batch_size={cell.rows:g}",
             f"max_target_length={cell.length}",
