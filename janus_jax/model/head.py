@@ -20,8 +20,9 @@ _MORE_ON_CPUS = 8
 BYTES_PER_CHUNK = 4 * _LOGITS_PER_CHUNK
 """Of the logits that are alive at once on a device."""
 
-_ELEMENTS_PER_TILE, _MOST_TILES = 1 << 27, 32
-"""Of the head, when its gradient is computed: 512 MiB in float32. The smaller heads of 32,000 ids set no peak."""
+_ELEMENTS_PER_TILE, _MOST_TILES = 1 << 25, 32
+"""Of the head, when its gradient is computed: a tile has 128 MiB in float32, or more, up to four ids for each slot. A
+block with its activations then needs more memory than a tile, and smaller ones would only take longer to compile."""
 
 _LANES = 128
 """Of a TPU's vector unit: longer chunks are multiples of it."""
@@ -177,7 +178,7 @@ def _backward(
     """Cotangents of x [b, l, D] and of this device's shard of the head."""
     names = vocab_axes(place)
     whole = bool(logits) or place.names("vocab") != names  # gathered columns of a tile would not be neighbours
-    count = 1 if whole else tiles(x.shape[-1], shard.shape[1])
+    count = 1 if whole else tiles(x.shape[0] * x.shape[1], x.shape[-1], shard.shape[1])
     width = shard.shape[1] // count
 
     def tile(number: Array | int) -> tuple[Array, Array]:
@@ -220,11 +221,12 @@ def _backward(
     return jax.lax.optimization_barrier((dx.astype(x.dtype), gradient))
 
 
-def tiles(width: int, vocab: int) -> int:
+def tiles(slots: int, width: int, vocab: int) -> int:
     """In how many equal parts of a device's vocabulary the gradient of a head [width, vocab] is computed."""
     unit = vocab // _LANES if vocab % _LANES == 0 else vocab
     counts = [count for count in range(1, _MOST_TILES + 1) if unit % count == 0]
-    return next((count for count in counts if width * vocab <= count * _ELEMENTS_PER_TILE), counts[-1])
+    most = max(_ELEMENTS_PER_TILE, 4 * slots * width)
+    return next((count for count in counts if width * vocab <= count * most), counts[-1])
 
 
 def _chunk_here(x: Array, head: Array) -> int:

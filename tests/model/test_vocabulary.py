@@ -71,7 +71,7 @@ def put(place, array, *axes):
 def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers, slots, tile, monkeypatch):
     """In chunks of 5 (padded) and 8 slots, and in one; gradients in tiles of 3 ids, where devices allow that."""
     monkeypatch.setattr(head_module, "_chunk", lambda place, rows, vocab: slots)
-    monkeypatch.setattr(head_module, "_ELEMENTS_PER_TILE", tile * WIDTH)
+    monkeypatch.setattr(head_module, "tiles", lambda slots, width, vocab: max(1, vocab // tile))
     ids, weights = numbers["ids"], numbers["weights"]
 
     def whole(hidden, head):
@@ -161,12 +161,21 @@ def test_sums_over_devices_are_those_of_numpy(place, platform, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("width", "vocab", "tiles"),
-    [(4096, 32000, 1), (8192, 32000, 2), (4096, 128256, 6), (4096, 32064, 1), (4096, 64128, 3), (4096, 50257, 29)],
+    ("slots", "width", "vocab", "tiles"),
+    [
+        (8192, 4096, 32000, 1),
+        (2048, 4096, 32000, 5),
+        (1, 4096, 32000, 5),
+        (1, 4096, 8000, 1),
+        (1, 512, 32000, 1),
+        (8192, 4096, 128256, 6),
+        (8192, 4096, 64128, 3),
+        (8192, 4096, 50257, 29),
+    ],
 )
-def test_tiles_are_the_fewest_of_512_mib_that_divide_the_vocabulary(width, vocab, tiles):
-    """In whole vectors of 128 ids if the vocabulary has such."""
-    assert head_module.tiles(width, vocab) == tiles
+def test_tiles_are_the_fewest_that_divide_the_vocabulary(slots, width, vocab, tiles):
+    """Of 128 MiB or four ids a slot, and of whole vectors of 128 ids if the vocabulary has such."""
+    assert head_module.tiles(slots, width, vocab) == tiles
 
 
 def test_gradients_of_the_head_are_summed_in_float32(numbers):

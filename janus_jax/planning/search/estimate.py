@@ -211,7 +211,7 @@ class _DeviceShare:
         head = 0.0
         if model.head == "lm":
             vocab = model.vocab_size // self.shards["vocab"]
-            count = tiles(width, vocab)
+            count = tiles(int(self.tokens), width, vocab)
             head = width * vocab / count * (4 + compute) + _CHUNK_BYTES
             head += self.tokens * width * (compute + (4 if count == 1 else 8))
         update = 0 if update_by_parts else self.whole * 4
