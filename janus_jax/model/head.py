@@ -101,7 +101,7 @@ def scored(
             values, ids = (part.reshape(*targets.shape, top) for part in (values, ids))
             return *scores, ids, values - logsumexp[..., None]
 
-        slots, length = min(_chunk_here(x, head), x.shape[1]), x.shape[1]
+        slots, length = _chunk_here(x, head), x.shape[1]
         parts = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
         return tuple(_join(part, length) for part in parts)
 
@@ -230,8 +230,11 @@ def tiles(slots: int, width: int, vocab: int) -> int:
 
 
 def _chunk_here(x: Array, head: Array) -> int:
-    """As `_chunk`, of what one device has."""
-    return _chunk(NOWHERE, x.shape[0], head.shape[1])
+    """As `_chunk`, of what one device has: as few chunks, no longer than they need be, so that little is padded."""
+    length = x.shape[1]
+    chunks = -(-length // _chunk(NOWHERE, x.shape[0], head.shape[1]))
+    slots = -(-length // chunks)
+    return slots if chunks == 1 or slots < _LANES else -(-slots // _LANES) * _LANES
 
 
 def _split(x: Array, slots: int) -> Array:

@@ -178,6 +178,24 @@ def test_tiles_are_the_fewest_that_divide_the_vocabulary(slots, width, vocab, ti
     assert head_module.tiles(slots, width, vocab) == tiles
 
 
+@pytest.mark.parametrize(
+    ("rows", "length", "vocab", "slots"),
+    [
+        (1, 2048, 32000, 512),
+        (1, 2048, 6400, 2048),  # a fifth of them: all slots of a row, not the 2560 that there is room for
+        (1, 300, 50257, 256),
+        (2, 512, 21376, 256),  # not 384, which would leave a quarter empty
+        (1, 128, 152064, 64),
+        (4, 1000, 32000, 125),
+    ],
+)
+def test_chunks_are_no_longer_than_they_need_be(rows, length, vocab, slots):
+    """Slots that fill a chunk up are multiplied like the others."""
+    x, head = jax.ShapeDtypeStruct((rows, length, 8), "float32"), jax.ShapeDtypeStruct((8, vocab), "float32")
+    chunks = jax.eval_shape(lambda x, head: head_module._split(x, head_module._chunk_here(x, head)), x, head)
+    assert chunks.shape == (-(-length // slots), rows, slots, 8)
+
+
 def test_gradients_of_the_head_are_summed_in_float32(numbers):
     """In bfloat16 many small chunks' sums would stop growing."""
     hidden = jnp.ones((1, 2048, 4), jnp.bfloat16)
