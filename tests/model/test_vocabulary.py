@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from janus_jax.model import head as head_module
 from janus_jax.model import head_on_cpus
@@ -89,6 +90,30 @@ def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers,
     result = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, head, targets)
     assert_within(result, expected, TOLERANCE)
     assert result[1][1].sharding.is_equivalent_to(head.sharding, 2)
+
+
+def _summed(jaxpr):
+    """Elements of a device that it sums with other devices, in all turns of loops."""
+    total = 0
+    for each in jaxpr.eqns:
+        if each.primitive.name.startswith("psum"):
+            total += sum(out.aval.size for out in each.outvars)
+        inner = sum(map(_summed, jaxprs_in_params(each.params)))
+        total += inner * each.params.get("length", 1)
+    return total
+
+
+@pytest.mark.parametrize("place", ["vocabulary", "length"], indirect=True)
+def test_tiles_are_summed_over_the_devices_of_a_vocabulary_only_once(place, numbers, monkeypatch):
+    """Of the cotangents of hidden states devices exchange as much as without tiles."""
+    monkeypatch.setattr(head_module, "_chunk", lambda place, rows, vocab: 4)
+    monkeypatch.setattr(Placement, "platform", "tpu")
+    sizes = []
+    for count in (1, 3):
+        monkeypatch.setattr(head_module, "tiles", lambda *_, count=count: count)
+        gradient = jax.grad(lambda *args: token_logps(*args, place=place).sum())  # a new function, so traced anew
+        sizes.append(_summed(jax.make_jaxpr(gradient)(*(numbers[name] for name in ("hidden", "head", "ids")))))
+    assert sizes[0] == sizes[1] > 0
 
 
 @pytest.mark.parametrize("place", DISTINCT, indirect=True)
