@@ -101,7 +101,7 @@ def scored(
             values, ids = (part.reshape(*targets.shape, top) for part in (values, ids))
             return *scores, ids, values - logsumexp[..., None]
 
-        slots, length = min(_chunk_here(x, head), x.shape[1]), x.shape[1]
+        slots, length = _chunk_here(x, head), x.shape[1]
         parts = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
         return tuple(_join(part, length) for part in parts)
 
@@ -182,7 +182,8 @@ def _backward(
     width = shard.shape[1] // count
 
     def tile(number: Array | int) -> tuple[Array, Array]:
-        """What a tile of the vocabulary gives to the cotangent of x, in float32 if others add to it; its own."""
+        """What a tile of the vocabulary gives to the cotangent of x, in float32 and of this device's ids alone if other
+        tiles add to it; its own."""
         columns = shard if count == 1 else jax.lax.dynamic_slice_in_dim(shard, number * width, width, 1)
         head = gather(columns.astype(x.dtype), place, _HEAD)
         first = vocab_start(place, shard.shape[1]) + number * width
@@ -195,7 +196,7 @@ def _backward(
             multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32, precision=_precision(x))
             total = total + multiply(x.reshape(-1, x.shape[-1]).T, d)
             dx = multiply(d, head.T)
-            dx = jax.lax.psum(dx, names) if names else dx
+            dx = jax.lax.psum(dx, names) if names and count == 1 else dx
             return total, dx.astype(x.dtype if count == 1 else jnp.float32).reshape(x.shape)
 
         args, zeros = (x, targets, g, logsumexp, *logits), jnp.zeros(head.shape, jnp.float32)
@@ -217,6 +218,7 @@ def _backward(
     else:
         zeros = jnp.zeros(x.shape, jnp.float32), jnp.zeros(shard.shape, shard.dtype)
         (dx, gradient), _ = jax.lax.scan(add_tile, zeros, jnp.arange(count))
+        dx = jax.lax.psum(dx, names) if names else dx  # once, not of each tile
     # The blocks' backward pass waits for the gradient, or its parts would be in memory all the while.
     return jax.lax.optimization_barrier((dx.astype(x.dtype), gradient))
 
@@ -230,8 +232,11 @@ def tiles(slots: int, width: int, vocab: int) -> int:
 
 
 def _chunk_here(x: Array, head: Array) -> int:
-    """As `_chunk`, of what one device has."""
-    return _chunk(NOWHERE, x.shape[0], head.shape[1])
+    """As `_chunk`, of what one device has: as few chunks, no longer than they need be, so that little is padded."""
+    length = x.shape[1]
+    chunks = -(-length // _chunk(NOWHERE, x.shape[0], head.shape[1]))
+    slots = -(-length // chunks)
+    return slots if chunks == 1 or slots < _LANES else -(-slots // _LANES) * _LANES
 
 
 def _split(x: Array, slots: int) -> Array:

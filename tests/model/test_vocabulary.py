@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from janus_jax.model import head as head_module
 from janus_jax.model import head_on_cpus
@@ -91,6 +92,30 @@ def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers,
     assert result[1][1].sharding.is_equivalent_to(head.sharding, 2)
 
 
+def _summed(jaxpr):
+    """Elements of a device that it sums with other devices, in all turns of loops."""
+    total = 0
+    for each in jaxpr.eqns:
+        if each.primitive.name.startswith("psum"):
+            total += sum(out.aval.size for out in each.outvars)
+        inner = sum(map(_summed, jaxprs_in_params(each.params)))
+        total += inner * each.params.get("length", 1)
+    return total
+
+
+@pytest.mark.parametrize("place", ["vocabulary", "length"], indirect=True)
+def test_tiles_are_summed_over_the_devices_of_a_vocabulary_only_once(place, numbers, monkeypatch):
+    """Of the cotangents of hidden states devices exchange as much as without tiles."""
+    monkeypatch.setattr(head_module, "_chunk", lambda place, rows, vocab: 4)
+    monkeypatch.setattr(Placement, "platform", "tpu")
+    sizes = []
+    for count in (1, 3):
+        monkeypatch.setattr(head_module, "tiles", lambda *_, count=count: count)
+        gradient = jax.grad(lambda *args: token_logps(*args, place=place).sum())  # a new function, so traced anew
+        sizes.append(_summed(jax.make_jaxpr(gradient)(*(numbers[name] for name in ("hidden", "head", "ids")))))
+    assert sizes[0] == sizes[1] > 0
+
+
 @pytest.mark.parametrize("place", DISTINCT, indirect=True)
 def test_slots_that_do_not_count_are_left_out(place, numbers, monkeypatch):
     """Of log-probs and gradients, wherever they stand; logits are large, and one row has no slot that counts."""
@@ -176,6 +201,24 @@ def test_sums_over_devices_are_those_of_numpy(place, platform, monkeypatch):
 def test_tiles_are_the_fewest_that_divide_the_vocabulary(slots, width, vocab, tiles):
     """Of 128 MiB or four ids a slot, and of whole vectors of 128 ids if the vocabulary has such."""
     assert head_module.tiles(slots, width, vocab) == tiles
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "vocab", "slots"),
+    [
+        (1, 2048, 32000, 512),
+        (1, 2048, 6400, 2048),  # a fifth of them: all slots of a row, not the 2560 that there is room for
+        (1, 300, 50257, 256),
+        (2, 512, 21376, 256),  # not 384, which would leave a quarter empty
+        (1, 128, 152064, 64),
+        (4, 1000, 32000, 125),
+    ],
+)
+def test_chunks_are_no_longer_than_they_need_be(rows, length, vocab, slots):
+    """Slots that fill a chunk up are multiplied like the others."""
+    x, head = jax.ShapeDtypeStruct((rows, length, 8), "float32"), jax.ShapeDtypeStruct((8, vocab), "float32")
+    chunks = jax.eval_shape(lambda x, head: head_module._split(x, head_module._chunk_here(x, head)), x, head)
+    assert chunks.shape == (-(-length // slots), rows, slots, 8)
 
 
 def test_gradients_of_the_head_are_summed_in_float32(numbers):
