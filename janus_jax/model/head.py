@@ -42,8 +42,8 @@ def token_logps(
 
     Goes along the length in chunks whose logits are recomputed in the backward pass; those of a single chunk are kept.
     Every device has its own tokens and, where the vocabulary is sharded over others, a part of it. Widths of the head
-    come together once, in the dtype of `hidden`. In the backward pass they come tile by tile of the vocabulary. A
-    tile's gradient is summed over chunks in float32 and sent out, so that no device holds the whole gradient.
+    come together once, in the dtype of `hidden`. In the backward pass, those of a large head come in `tiles` of the
+    vocabulary. A tile's gradient is summed over chunks in float32 and sent out before the next tile comes.
 
     Args:
         counted: the slots whose log-probs matter; None: all. Those of others may be 0, without a gradient.
@@ -177,16 +177,16 @@ def _backward(
 ) -> tuple[Array, Array]:
     """Cotangents of x [b, l, D] and of this device's shard of the head."""
     names = vocab_axes(place)
-    whole = bool(logits) or place.names("vocab") != names  # gathered columns of a tile would not be neighbours
-    count = 1 if whole else tiles(x.shape[0] * x.shape[1], x.shape[-1], shard.shape[1])
-    width = shard.shape[1] // count
+    apart = place.names("vocab") != names  # gathered columns of a tile would not be neighbours
+    count = 1 if logits or apart else tiles(x.shape[0] * x.shape[1], x.shape[-1], shard.shape[1])
+    size = shard.shape[1] // count
 
     def tile(number: Array | int) -> tuple[Array, Array]:
         """What a tile of the vocabulary gives to the cotangent of x, in float32 and of this device's ids alone if other
         tiles add to it; its own."""
-        columns = shard if count == 1 else jax.lax.dynamic_slice_in_dim(shard, number * width, width, 1)
+        columns = shard if count == 1 else jax.lax.dynamic_slice_in_dim(shard, number * size, size, 1)
         head = gather(columns.astype(x.dtype), place, _HEAD)
-        first = vocab_start(place, shard.shape[1]) + number * width
+        first = vocab_start(place, shard.shape[1]) + number * size
 
         def chunk(total: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
             x, targets, g, logsumexp, *logits = args
@@ -210,7 +210,7 @@ def _backward(
 
     def add_tile(sums: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         dx, gradient = tile(number)
-        gradient = jax.lax.dynamic_update_slice_in_dim(sums[1], gradient, number * width, 1)
+        gradient = jax.lax.dynamic_update_slice_in_dim(sums[1], gradient, number * size, 1)
         return (sums[0] + dx, gradient), None
 
     if count == 1:
@@ -224,11 +224,14 @@ def _backward(
 
 
 def tiles(slots: int, width: int, vocab: int) -> int:
-    """In how many equal parts of a device's vocabulary the gradient of a head [width, vocab] is computed."""
-    unit = vocab // _LANES if vocab % _LANES == 0 else vocab
-    counts = [count for count in range(1, _MOST_TILES + 1) if unit % count == 0]
+    """In how many equal parts of a device's vocabulary the gradient of a head [width, vocab] is computed.
+
+    As few as make them small enough, of whole vectors if possible. A vocabulary may have no parts that small.
+    """
     most = max(_ELEMENTS_PER_TILE, 4 * slots * width)
-    return next((count for count in counts if width * vocab <= count * most), counts[-1])
+    counts = [count for count in range(1, _MOST_TILES + 1) if vocab % count == 0]
+    whole = [count for count in counts if vocab // count % _LANES == 0]
+    return next((count for count in whole + counts if width * vocab <= count * most), counts[-1])
 
 
 def _chunk_here(x: Array, head: Array) -> int:

@@ -195,11 +195,14 @@ def test_sums_over_devices_are_those_of_numpy(place, platform, monkeypatch):
         (1, 512, 32000, 1),
         (8192, 4096, 128256, 6),
         (8192, 4096, 64128, 3),
+        (2048, 4096, 128256, 16),
+        (8192, 4096, 151936, 8),
         (8192, 4096, 50257, 29),
+        (8192, 4096, 151937, 1),
     ],
 )
 def test_tiles_are_the_fewest_that_divide_the_vocabulary(slots, width, vocab, tiles):
-    """Of 128 MiB or four ids a slot, and of whole vectors of 128 ids if the vocabulary has such."""
+    """Of 128 MiB or four ids a slot, and of whole vectors of 128 ids if the vocabulary has such; 151,937 is a prime."""
     assert head_module.tiles(slots, width, vocab) == tiles
 
 
