@@ -182,8 +182,8 @@ def _backward(
     size = shard.shape[1] // count
 
     def tile(number: Array | int) -> tuple[Array, Array]:
-        """What a tile of the vocabulary gives to the cotangent of x, in float32 and of this device's ids alone if other
-        tiles add to it; its own."""
+        """Cotangents of x, from one tile of the vocabulary, and of this device's shard of the tile. With several tiles,
+        that of x is float32 and not yet summed over devices."""
         columns = shard if count == 1 else jax.lax.dynamic_slice_in_dim(shard, number * size, size, 1)
         head = gather(columns.astype(x.dtype), place, _HEAD)
         first = vocab_start(place, shard.shape[1]) + number * size

@@ -9,8 +9,8 @@ epoch). Nobody recomputes activations. Log-probs of the reference are given; tim
 microbatch of ours has 4096 slots: a packed row, or a pair in two padded rows. TRL pads to the longest of the pairs that
 it takes at once.
 
-Every side is a process that waits for its turn; sides take turns step by step. Losses must be equal at every step, up
-to what one rounding of the log-probs of responses to float32 changes.
+Every side is a process that waits for its turn; sides take turns step by step. Losses must be equal at every step. The
+script also prints how far one rounding of the log-probs of responses to float32 moves a loss.
 """
 
 import argparse
@@ -39,6 +39,8 @@ ROWS, PAIRS = 8, 21
 SHAPE = {"vocab_size": 2048, "head_dim": 128}
 """Of the model; `set_shape` adds the rest."""
 RATE, BETA = 1e-5, 0.1
+TOLERANCE = 1e-5
+"""Largest difference of losses, which are about 1."""
 
 
 def set_shape(width: int, layers: int) -> None:
@@ -322,7 +324,7 @@ class Side:
 
 
 def rounding(steps: list[list[list[Example]]]) -> float:
-    """What the loss of a step moves by, at most, if float32 rounds each log-prob of a response once.
+    """About how far the loss of a step moves if float32 rounds each log-prob of a response once.
 
     Random weights make all tokens about equally likely. The slope of a pair's loss is at most `BETA`.
     """
@@ -333,16 +335,16 @@ def rounding(steps: list[list[list[Example]]]) -> float:
     return max(BETA / 2 * statistics.fmean(map(units, pairs_of(rows))) for rows in steps)
 
 
-def compare(sides: list[Side], tolerance: float) -> None:
-    """Ends the process if losses differ by more than rounding; prints the largest difference."""
+def compare(sides: list[Side], rounded: float) -> None:
+    """Ends the process if losses differ; prints the largest difference beside what rounding explains."""
     losses = np.array([[one["loss"] for one in side.measured] for side in sides])
     apart = float(np.abs(losses - losses[0]).max())
     print(
         f"losses of {losses.shape[1]} steps, {losses.min():.4f} to {losses.max():.4f}: at most {apart:.1e} apart; "
-        f"rounding log-probs to float32 moves a loss by up to {tolerance:.1e}"
+        f"rounding log-probs to float32 moves a loss by about {rounded:.1e}"
     )
-    if not apart <= tolerance:
-        raise SystemExit(f"losses differ by more than {tolerance:.1e}:\n{losses}")
+    if not apart <= TOLERANCE:
+        raise SystemExit(f"losses differ by more than {TOLERANCE}:\n{losses}")
 
 
 def main() -> None:
